@@ -1,0 +1,47 @@
+# Everything runs in a virtual environment that the first target to need it creates.
+# Overridable: PYTHON (makes the environment), VENV (where it is), WORKERS (0: tests in one process).
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= auto
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Each test process gets one thread: several processes with a thread per core slow each other down.
+THREADS := $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 )
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test bench lint clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Create the virtual environment, or bring it up to date
+
+demo: $(INSTALLED) ## Train a small language model from nothing, in minutes
+	$(BIN)/textenvs train TextGen-v0 --preset demo
+
+test: lint ## Lint, then run the tests
+	$(THREADS)$(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark
+
+bench: $(INSTALLED) ## Run the benchmarks
+	$(BIN)/python -m pytest benchmarks/
+
+lint: $(INSTALLED) ## Check style (ruff), format (ruff) and types (mypy)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## Remove caches and build products; the virtual environment stays
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	find * -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo >&2 \
+	    "The versions in constraints.txt need Python 3.11 or newer, but '$(PYTHON)' is" \
+	    "$$($(PYTHON) --version 2>&1): run make with PYTHON=/path/to/a/newer/python."; exit 1; }
+	@echo "Installing textenvs and its tools into $(VENV) (minutes the first time) ..."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,17 @@
+"""PPO for transformers on text environments, with stable-baselines3's interface."""
+
+from agents.buffers import SequenceRolloutBuffer
+from agents.evaluation import evaluate_split
+from agents.policies import TransformerPolicy
+from agents.ppo import PPO
+from agents.vec_env import GymnasiumVecEnv
+from agents.warm_start import warm_start
+
+__all__ = [
+    "PPO",
+    "GymnasiumVecEnv",
+    "SequenceRolloutBuffer",
+    "TransformerPolicy",
+    "evaluate_split",
+    "warm_start",
+]

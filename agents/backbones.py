@@ -1,0 +1,173 @@
+"""The language model behind a policy: how it is made, and what it computes for token sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch as th
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from agents.kv_cache import PrefixMemo, weights_version
+
+ModelSpec = str | Path | PretrainedConfig
+
+
+def tiny_config(vocab_size: int, max_positions: int) -> LlamaConfig:
+    """Return the embedded default: a Llama of about one million parameters."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+class CausalBackbone(th.nn.Module):
+    """A `transformers` causal language model, seen as trunk and head.
+
+    Args:
+        model: "tiny", a name or path that `AutoModelForCausalLM.from_pretrained` resolves, or a
+            config, whose model is initialised at random.
+        vocab_size: How many tokens the tokenizer has.
+        max_tokens: The longest sequence that the model will see, in tokens.
+        eos_token_id: The token that ends a turn; set in a new model's generation settings.
+        pad_token_id: The padding token; likewise.
+
+    Raises:
+        ValueError: If the model cannot be loaded, its vocabulary or positions are too small, or it
+            does something that trunk and head alone do not reproduce.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        vocab_size: int,
+        max_tokens: int,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(model, str) and model == "tiny":
+            model = tiny_config(vocab_size, max_tokens)
+            model.eos_token_id, model.pad_token_id = eos_token_id, None
+        self.model = _load(model)
+        self.model.eval()
+        config = self.model.config.get_text_config()
+        _check_sizes(config, self.model, vocab_size, max_tokens)
+        self.hidden_size: int = config.hidden_size
+        self.memo: PrefixMemo | None = None
+        self._check_head()
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's config."""
+        return cast("PretrainedConfig", self.model.config)
+
+    def trunk(self, **inputs: Any) -> th.Tensor:
+        """Return the last hidden states, (n, tokens, hidden)."""
+        output = self.model.base_model(**inputs)
+        return cast("th.Tensor", output.last_hidden_state)
+
+    def head(self, hidden: th.Tensor) -> th.Tensor:
+        """Return the logits of hidden states."""
+        return cast("th.Tensor", self.model.get_output_embeddings()(hidden))
+
+    def last_hidden(self, tokens: th.Tensor, lengths: th.Tensor, memo: bool = True) -> th.Tensor:
+        """Return the hidden state at the last token of each right-padded row, (n, hidden).
+
+        Args:
+            tokens: (n, width) token ids.
+            lengths: (n,) how many of them count.
+            memo: Whether to use and renew what is remembered of the last call's rows. It is
+                forgotten when the weights or the number of rows have changed.
+        """
+        if not memo:
+            hidden = self.trunk(input_ids=tokens, use_cache=False)
+            return hidden[th.arange(len(tokens), device=tokens.device), lengths - 1]
+        version = weights_version(self.model)
+        if self.memo is None or self.memo.rows != len(tokens) or self.memo.weights != version:
+            self.memo = PrefixMemo(len(tokens), version)
+        return self.memo.last_hidden(self._cached_forward, tokens, lengths)
+
+    def forget(self) -> None:
+        """Drop the memo."""
+        self.memo = None
+
+    def _cached_forward(
+        self, input_ids: th.Tensor, position_ids: th.Tensor, mask: th.Tensor, cache: Cache
+    ) -> th.Tensor:
+        if self.model.config._attn_implementation != "sdpa":
+            # Only SDPA takes a boolean mask.
+            lowest = th.finfo(self.model.dtype).min
+            mask = th.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(
+                ~mask, lowest
+            )
+        return self.trunk(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    @th.no_grad()
+    def _check_head(self) -> None:
+        tokens = th.arange(2)[None, :]
+        expected = self.model(input_ids=tokens, use_cache=False).logits
+        actual = self.head(self.trunk(input_ids=tokens, use_cache=False))
+        if not th.allclose(expected, actual, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"{type(self.model).__name__} changes its logits after the output layer, which is "
+                "not supported: choose a model whose logits are a linear layer of its last hidden "
+                "states (GPT-2, Llama, Qwen, Mistral, ...)."
+            )
+
+
+def _load(model: ModelSpec) -> PreTrainedModel:
+    if isinstance(model, PretrainedConfig):
+        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(model))
+    if not isinstance(model, (str, Path)):
+        raise TypeError(
+            "model must be 'tiny', a name, a path or a config, "
+            f"but it is a {type(model).__name__}. A model itself would be pickled into every "
+            "checkpoint: save it with save_pretrained and pass the folder."
+        )
+    try:
+        return cast(
+            "PreTrainedModel", AutoModelForCausalLM.from_pretrained(model, dtype=th.float32)
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No causal language model could be loaded from {str(model)!r}. Expected 'tiny', a "
+            "folder written by save_pretrained, or a hub id (needs a connection or a cached copy)."
+        ) from error
+
+
+def _check_sizes(
+    config: PretrainedConfig, model: PreTrainedModel, vocab_size: int, max_tokens: int
+) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if vocab_size > rows:
+        raise ValueError(
+            f"The tokenizer has {vocab_size} tokens but the model's vocabulary only {rows}: use "
+            "the model's own tokenizer (gym.make(..., tokenizer=...)), or a model of that size."
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and max_tokens > positions:
+        raise ValueError(
+            f"Prompt and response budgets add up to {max_tokens} tokens, but the model has only "
+            f"{positions} positions: lower max_prompt_tokens or max_new_tokens."
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and max_tokens > window:
+        raise ValueError(
+            f"The model attends to a sliding window of {window} tokens, but the budgets add up to "
+            f"{max_tokens}: lower them, since only full attention is supported."
+        )

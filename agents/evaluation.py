@@ -1,0 +1,134 @@
+"""How good a policy is on held-out examples, each played exactly once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+
+from textenvs.engine import Observation, TextEngine
+from textenvs.playing import Episode, play
+
+
+class Predictor(Protocol):
+    """Anything with SB3's `predict`: an algorithm or a policy."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], Any]:
+        """Return actions and a state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes and what they come to.
+
+    Args:
+        episodes: In the order of the examples.
+    """
+
+    episodes: list[Episode]
+
+    @property
+    def rewards(self) -> npt.NDArray[np.float64]:
+        """Each episode's return."""
+        return np.array([episode.reward for episode in self.episodes])
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return float(self.rewards.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the mean return over the examples."""
+        n = len(self.episodes)
+        return float(self.rewards.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+    @property
+    def success_rate(self) -> float | None:
+        """The share of successes, if the task knows success."""
+        successes = [e.is_success for e in self.episodes if e.is_success is not None]
+        return float(np.mean(successes)) if successes else None
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures that belong into a report."""
+        terms = {name for episode in self.episodes for name in episode.reward_terms}
+        transcripts = [e.transcript for e in self.episodes if e.transcript is not None]
+        return {
+            "examples": len(self.episodes),
+            "mean_reward": self.mean,
+            "standard_error": self.standard_error,
+            "success_rate": self.success_rate,
+            "reward_terms": {
+                name: float(np.mean([e.reward_terms.get(name, 0.0) for e in self.episodes]))
+                for name in sorted(terms)
+            },
+            "stopped_by_eos": float(np.mean([t.stopped for t in transcripts])),
+            "response_tokens": float(
+                np.mean([sum(len(r) for _, r in e.turns) for e in self.episodes])
+            ),
+            "distinct_responses": len({t.response for t in transcripts}) / len(transcripts),
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return each episode as plain data, for a JSONL file."""
+        return [
+            {
+                "example": episode.example,
+                "turns": [asdict(turn) for turn in episode.transcript.turns],
+                "references": list(episode.transcript.references),
+                "reward": episode.reward,
+                "reward_terms": episode.reward_terms,
+                "is_success": episode.is_success,
+            }
+            for episode in self.episodes
+            if episode.transcript is not None
+        ]
+
+
+def evaluate_split(
+    model: Predictor,
+    env: Any,
+    max_examples: int | None = None,
+    deterministic: bool = False,
+    num_envs: int = 64,
+    seed: int = 0,
+) -> Evaluation:
+    """Play each example of an environment's split once.
+
+    The rewards are those of the environment itself, without what wrappers add; to evaluate a
+    wrapped environment there is SB3's `evaluate_policy`.
+
+    Args:
+        model: An algorithm or a policy of SB3's kind.
+        env: A text environment, single or vectorised; it is left as it is.
+        max_examples: Play only so many, evenly spread over the split. None: all.
+        deterministic: Whether to take the most likely token each time.
+        num_envs: How many examples to play at a time.
+        seed: For the sampling of tokens and the users of dialogues; nobody else's generator is
+            touched, so that evaluating a model in training changes nothing.
+    """
+    engine: TextEngine = env.unwrapped.engine
+    total = len(engine.examples)
+    count = total if max_examples is None else min(total, max_examples)
+    examples = [int(i) for i in np.linspace(0, total - 1, count).round()]
+
+    def agent(engine: TextEngine, observations: Observation) -> npt.NDArray[np.int64]:
+        actions, _ = model.predict(observations, deterministic=deterministic)
+        return np.asarray(actions, dtype=np.int64)
+
+    devices = range(th.cuda.device_count())
+    with th.random.fork_rng(devices):
+        th.manual_seed(seed)
+        episodes = play(engine.with_slots(min(num_envs, count)), agent, examples, seed)
+    return Evaluation(episodes)

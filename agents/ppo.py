@@ -1,0 +1,309 @@
+"""PPO for token-level text environments, a subclass of stable-baselines3's."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from typing import Any, ClassVar, TypeVar, cast
+
+import numpy as np
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from agents.backbones import CausalBackbone
+from agents.buffers import SequenceRolloutBuffer
+from agents.kl import ESTIMATORS, KLEstimator, adapt_kl_coef, estimate_kl
+from agents.policies import TransformerPolicy
+from agents.vec_env import GymnasiumVecEnv, as_vec_env
+
+SelfPPO = TypeVar("SelfPPO", bound="PPO")
+
+SB3_DEFAULTS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(stable_baselines3.PPO.__init__).parameters.items()
+    if parameter.default is not inspect.Parameter.empty
+}
+
+# What `TransformerPolicy` takes where SB3's default is made for control tasks.
+TEXT_DEFAULTS: dict[str, Any] = {
+    "learning_rate": LinearSchedule(3e-4, 0.0, 1.0),
+    "n_steps": 128,
+    "batch_size": 1024,
+    "n_epochs": 4,
+    "gamma": 1.0,
+    "gae_lambda": 0.95,
+    "max_grad_norm": 1.0,
+    "vf_coef": 0.5,
+}
+
+
+class PPO(stable_baselines3.PPO):
+    """Proximal Policy Optimization, as in SB3, with what language needs.
+
+    With `"TransformerPolicy"`, rollouts are stored as sequences and updates run one forward for
+    each of them. With any other policy it is SB3's PPO. Arguments left at None take SB3's default
+    for SB3's policies, and for `TransformerPolicy` those of `TEXT_DEFAULTS`.
+
+    Args:
+        policy: "TransformerPolicy", SB3's names, or a policy class.
+        env: A Gymnasium environment, its id, an SB3 `VecEnv`, or a Gymnasium vector environment.
+        learning_rate: A number or a function of the remaining progress. Text: 3e-4, linear to 0.
+        n_steps: Tokens from each environment between updates. Text: 128.
+        batch_size: Tokens to a minibatch, about, as sequences stay whole. Text: 1024.
+        n_epochs: Passes over the rollout in an update. Text: 4.
+        gamma: The discount. Text: 1.0.
+        gae_lambda: The lambda of generalised advantage estimation. 0.95.
+        clip_range: The clipping of the ratio. 0.2.
+        clip_range_vf: The clipping of the value, or None.
+        normalize_advantage: Whether to whiten advantages over a minibatch's tokens.
+        ent_coef: The weight of the entropy bonus.
+        vf_coef: The weight of the value loss. 0.5.
+        max_grad_norm: The global norm that gradients are clipped to. Text: 1.0.
+        use_sde: For SB3's policies.
+        sde_sample_freq: For SB3's policies.
+        rollout_buffer_class: None: `SequenceRolloutBuffer` for `TransformerPolicy`.
+        rollout_buffer_kwargs: Its further arguments.
+        target_kl: Stop an update's epochs when the approximate KL to the policy before the update
+            exceeds 1.5 times this. None: never.
+        stats_window_size: Over how many episodes statistics are averaged.
+        tensorboard_log: A folder for TensorBoard, or None.
+        policy_kwargs: The policy's arguments, e.g. `dict(model="gpt2", temperature=0.7)`.
+        verbose: 0: nothing, 1: logs, 2: everything.
+        seed: Seeds Python, NumPy, torch and the environment.
+        device: "auto", "cpu", "cuda", ...
+        kl_coef: What a nat of KL to the reference model costs in reward, on the token where it
+            arises. 0: no reference model is kept.
+        kl_target: The KL in nats per episode that `kl_coef` is adapted to reach (Ziegler et al.
+            2019). None: `kl_coef` stays as it is.
+        kl_estimator: "k1" or "k3"; see `agents.kl.estimate_kl`.
+        ref_model: The reference: a name or path. None: the policy as it is when `learn` is first
+            called, so after a warm start.
+        _init_setup_model: Whether to build the networks at once.
+
+    Raises:
+        ValueError: For arguments that make no sense together; for what the policy finds wrong
+            with model, tokenizer and budgets.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        **stable_baselines3.PPO.policy_aliases,
+        "TransformerPolicy": TransformerPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule | None = None,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
+        n_epochs: int | None = None,
+        gamma: float | None = None,
+        gae_lambda: float | None = None,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float | None = None,
+        max_grad_norm: float | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        kl_coef: float = 0.0,
+        kl_target: float | None = None,
+        kl_estimator: KLEstimator = "k1",
+        ref_model: str | None = None,
+        _init_setup_model: bool = True,
+    ) -> None:
+        policy_class = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
+        text = policy_class is not None and issubclass(policy_class, TransformerPolicy)
+        defaults = {**SB3_DEFAULTS, **(TEXT_DEFAULTS if text else {})}
+        given = {
+            "learning_rate": learning_rate,
+            "n_steps": n_steps,
+            "batch_size": batch_size,
+            "n_epochs": n_epochs,
+            "gamma": gamma,
+            "gae_lambda": gae_lambda,
+            "vf_coef": vf_coef,
+            "max_grad_norm": max_grad_norm,
+        }
+        _check_kl(text, kl_coef, kl_target, kl_estimator, ref_model)
+        self.kl_coef = kl_coef
+        self.kl_target = kl_target
+        self.kl_estimator: KLEstimator = kl_estimator
+        self.ref_model = ref_model
+        self.reference: CausalBackbone | None = None
+        self.ref_config: PretrainedConfig | None = None
+        with warnings.catch_warnings():
+            if text:  # Sequences stay whole, so minibatches are never of one exact size.
+                warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+            super().__init__(
+            policy,
+            cast("GymEnv", env),
+            **{name: defaults[name] if v is None else v for name, v in given.items()},
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the policy is a transformer (and not one of SB3's)."""
+        return issubclass(self.policy_class, TransformerPolicy)
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Accept a Gymnasium vector environment, too."""
+        adapted = as_vec_env(env)
+        if isinstance(adapted, GymnasiumVecEnv) and monitor_wrapper:
+            adapted = VecMonitor(adapted)
+        return stable_baselines3.PPO._wrap_env(adapted, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        if self.is_text and self.rollout_buffer_class is None:
+            self.rollout_buffer_class = SequenceRolloutBuffer
+        super()._setup_model()
+        if isinstance(self.policy, TransformerPolicy):
+            # A saved agent must not depend on the path that its first weights came from.
+            self.policy_kwargs = {**self.policy_kwargs, "model": self.policy.backbone.config}
+            self.reference = self._saved_reference()
+            if self.env is not None:
+                self.policy.tokenizer = _tokenizer(self.env)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self.is_text and self.kl_coef > 0 and self.reference is None:
+            self.set_reference()
+        return super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+
+    def set_reference(self) -> None:
+        """Make `ref_model`, or else the present policy, the reference of the KL penalty."""
+        policy = self._text_policy()
+        if self.ref_model is None:
+            policy.backbone.forget()
+            reference = copy.deepcopy(policy.backbone)
+        else:
+            budgets = [self.observation_space[k].shape[0] for k in ("prompt", "response")]  # type: ignore[index]
+            reference = CausalBackbone(self.ref_model, policy.vocab_size, sum(budgets))
+        self.reference = reference.to(self.device).requires_grad_(False)
+        self.ref_config = self.reference.config
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Collect a rollout as SB3 does, then take the KL penalty off the rewards."""
+        complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        if complete and self.reference is not None and self.kl_coef > 0:
+            self._penalize_kl(cast("SequenceRolloutBuffer", rollout_buffer), self.reference)
+        return complete
+
+    def _penalize_kl(self, buffer: SequenceRolloutBuffer, reference: CausalBackbone) -> None:
+        """Subtract the KL to the reference from the rewards, token by token, and adapt `kl_coef`."""
+        ref_log_probs = np.zeros_like(buffer.log_probs)
+        policy = self._text_policy()
+        for sequences in buffer.batches(self.batch_size):
+            samples = buffer.samples(sequences)
+            with th.no_grad():
+                log_probs = policy.log_probs(reference, samples.observations, samples.actions)
+            ref_log_probs[buffer.index(sequences)] = log_probs.cpu().numpy()
+        kl = estimate_kl(buffer.log_probs, ref_log_probs, self.kl_estimator)
+        buffer.rewards -= self.kl_coef * kl
+        buffer.recompute_returns_and_advantage()
+        # A rollout cuts episodes at both ends; in the mean that evens out.
+        episodes = max(1, int(buffer.episode_starts.sum()))
+        per_episode = float(kl.sum()) / episodes
+        self.logger.record("kl/per_episode", per_episode)
+        self.logger.record("kl/per_token", float(kl.mean()))
+        self.logger.record("kl/coef", self.kl_coef)
+        if self.kl_target is not None:
+            self.kl_coef = adapt_kl_coef(self.kl_coef, per_episode, self.kl_target, episodes)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Set the environment; a Gymnasium vector environment is welcome, too."""
+        super().set_env(env, force_reset)
+        if isinstance(self.policy, TransformerPolicy) and self.env is not None:
+            self.policy.tokenizer = _tokenizer(self.env)
+
+    def _text_policy(self) -> TransformerPolicy:
+        if not isinstance(self.policy, TransformerPolicy):
+            raise TypeError(
+                f"This needs a TransformerPolicy, but the policy is a {type(self.policy).__name__}."
+            )
+        return self.policy
+
+    def _saved_reference(self) -> CausalBackbone | None:
+        """Return a reference for saved weights to go into, if the agent had one."""
+        if self.ref_config is None:
+            return None
+        reference = CausalBackbone(self.ref_config, self._text_policy().vocab_size, max_tokens=1)
+        return reference.to(self.device).requires_grad_(False)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return state_dicts + ["reference"] * (self.reference is not None), variables
+
+
+def _tokenizer(env: VecEnv) -> PreTrainedTokenizerBase | None:
+    """Return the environment's tokenizer, if it has one."""
+    try:
+        return cast("PreTrainedTokenizerBase", env.get_attr("tokenizer", indices=[0])[0])
+    except AttributeError:
+        return None
+
+
+def _check_kl(
+    text: bool, kl_coef: float, kl_target: float | None, estimator: str, ref_model: str | None
+) -> None:
+    if kl_coef < 0:
+        raise ValueError(f"kl_coef must be at least 0, but it is {kl_coef}.")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"kl_estimator must be 'k1' or 'k3', but it is {estimator!r}.")
+    if kl_target is not None and not (kl_target > 0 and kl_coef > 0):
+        raise ValueError(
+            f"kl_target={kl_target} adapts kl_coef, so both must be positive; "
+            f"kl_coef is {kl_coef}."
+        )
+    if not text and (kl_coef or ref_model):
+        raise ValueError("kl_coef and ref_model need the policy 'TransformerPolicy'.")

@@ -1,0 +1,121 @@
+"""The distribution over the next token: processed once, sampled from and scored alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch as th
+from stable_baselines3.common.distributions import Distribution
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How logits become the distribution that is sampled from and whose log-probs are stored.
+
+    Args:
+        temperature: Logits are divided by it.
+        top_k: Keep the k most likely tokens. 0: all.
+        top_p: Keep the smallest set of most likely tokens with at least this probability. 1: all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no distribution."""
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature must be positive, but it is {self.temperature}; "
+                "for greedy decoding use predict(..., deterministic=True)."
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, but it is {self.top_k}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], but it is {self.top_p}.")
+
+    def log_probs(
+        self, logits: th.Tensor, allowed: th.Tensor | None, keep: th.Tensor | None = None
+    ) -> th.Tensor:
+        """Return the log-probabilities of the processed distribution, in float32.
+
+        Args:
+            logits: (n, vocabulary), of any float type.
+            allowed: Boolean (vocabulary,), the tokens that may be sampled, or None for all.
+            keep: (n,) tokens that stay in the distribution whatever top-k and top-p say: those
+                that were sampled from it, when it is evaluated again after an update.
+        """
+        scores = logits.float() / self.temperature
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -th.inf)
+        if 0 < self.top_k < scores.shape[-1]:
+            threshold = scores.topk(self.top_k, dim=-1).values[:, -1:]
+            scores = scores.masked_fill(_unless_kept(scores < threshold, keep), -th.inf)
+        if self.top_p < 1:
+            probs, order = F.softmax(scores, dim=-1).sort(dim=-1, descending=True)
+            tail = probs.cumsum(dim=-1) - probs >= self.top_p
+            outside = th.zeros_like(tail).scatter(-1, order, tail)
+            scores = scores.masked_fill(_unless_kept(outside, keep), -th.inf)
+        return F.log_softmax(scores, dim=-1)
+
+
+def _unless_kept(removed: th.Tensor, keep: th.Tensor | None) -> th.Tensor:
+    return removed if keep is None else removed.scatter(-1, keep[:, None], False)
+
+
+class TokenDistribution(Distribution):
+    """A categorical distribution over a large vocabulary, given by its log-probabilities.
+
+    Unlike `torch.distributions.Categorical` it checks no simplex (which fails by rounding from about
+    a thousand tokens) and draws one uniform number a row, from torch's default generator.
+
+    Args:
+        log_probs: (n, vocabulary) float32, normalised; -inf where a token cannot be sampled.
+    """
+
+    def __init__(self, log_probs: th.Tensor) -> None:
+        super().__init__()
+        self.log_probs = log_probs
+
+    def proba_distribution_net(self, *args: object, **kwargs: object) -> th.nn.Module:
+        """Not used: the model's own head gives the logits."""
+        raise TypeError("A TokenDistribution has no network of its own.")
+
+    def proba_distribution(self, log_probs: th.Tensor) -> TokenDistribution:  # type: ignore[override]
+        """Set the log-probabilities."""
+        self.log_probs = log_probs
+        return self
+
+    def log_prob(self, x: th.Tensor) -> th.Tensor:
+        """Return the log-probability of one token a row, shape (n,)."""
+        return self.log_probs.gather(-1, x.long().reshape(-1, 1)).squeeze(-1)
+
+    def entropy(self) -> th.Tensor:
+        """Return the entropies in nats, shape (n,)."""
+        finite = self.log_probs.clamp(min=th.finfo(self.log_probs.dtype).min)
+        return -(self.log_probs.exp() * finite).sum(dim=-1)
+
+    def sample(self) -> th.Tensor:
+        """Draw a token for each row by inverting the cumulative distribution, shape (n,)."""
+        cumulative = self.log_probs.exp().cumsum(dim=-1)
+        drawn = th.rand(len(cumulative), 1, device=cumulative.device) * cumulative[:, -1:]
+        tokens = th.searchsorted(cumulative, drawn, right=True).squeeze(-1)
+        # Rounding can put the number drawn on the very end; the last possible token is meant.
+        last = (cumulative >= cumulative[:, -1:]).to(th.uint8).argmax(dim=-1)
+        return th.minimum(tokens, last)
+
+    def mode(self) -> th.Tensor:
+        """Return the most likely token of each row, shape (n,)."""
+        return self.log_probs.argmax(dim=-1)
+
+    def actions_from_params(  # type: ignore[override]
+        self, log_probs: th.Tensor, deterministic: bool = False
+    ) -> th.Tensor:
+        """Set the log-probabilities and draw."""
+        return self.proba_distribution(log_probs).get_actions(deterministic)
+
+    def log_prob_from_params(self, log_probs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:  # type: ignore[override]
+        """Set the log-probabilities, draw, and return the tokens with their log-probabilities."""
+        actions = self.actions_from_params(log_probs)
+        return actions, self.log_prob(actions)

@@ -1,0 +1,159 @@
+"""A Gymnasium vector environment, seen as a stable-baselines3 one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
+
+
+class GymnasiumVecEnv(VecEnv):
+    """SB3's `VecEnv` around any `gymnasium.vector.VectorEnv`, native, "sync" or "async".
+
+    SB3 wants a finished episode's slot to be in its next episode when `step` returns, and the last
+    observation in its info. In same-step mode the environment does that; in the other modes the
+    finished slots are reset at once with `options={"reset_mask": ...}`.
+
+    Args:
+        env: The vector environment, of any autoreset mode.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        self.env = env
+        mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self._same_step = AutoresetMode(mode) == AutoresetMode.SAME_STEP
+        self._actions: npt.NDArray[Any] = np.empty(0)
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata = env.metadata
+
+    def reset(self) -> VecEnvObs:
+        """Reset every slot."""
+        # The seeds that seed() or set_options() left are used once, as SB3 does.
+        seed = [None if s is None else int(s) for s in self._seeds]
+        options = self._options[0] or None
+        observations, infos = self.env.reset(
+            seed=seed if any(s is not None for s in seed) else None, options=options
+        )
+        self.reset_infos = self._split(infos)
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Remember the actions."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step every slot, and start the next episode where one ended."""
+        observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        dones = np.logical_or(terminated, truncated)
+        split = self._split(infos)
+        for slot in np.flatnonzero(dones):
+            if self._same_step:
+                last = split[slot].pop("final_obs")
+                split[slot] = {**split[slot].pop("final_info"), "terminal_observation": last}
+            else:
+                split[slot]["terminal_observation"] = _row(observations, int(slot))
+            split[slot]["TimeLimit.truncated"] = bool(truncated[slot] and not terminated[slot])
+        if dones.any() and not self._same_step:
+            observations, _ = self.env.reset(options={"reset_mask": dones})
+        return observations, np.asarray(rewards, dtype=np.float32), dones, split
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Return an attribute of each slot; what the slots share is repeated."""
+        slots = list(self._get_indices(indices))
+        for owner in (self.env, self.env.unwrapped):
+            if hasattr(owner, attr_name):
+                return [getattr(owner, attr_name)] * len(slots)
+        base: Any = self.env.unwrapped
+        if hasattr(base, "get_attr"):
+            values = base.get_attr(attr_name)
+            return [values[slot] for slot in slots]
+        raise AttributeError(f"{base} has no attribute {attr_name!r}.")
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of every slot."""
+        base: Any = self.env.unwrapped
+        if hasattr(base, "set_attr"):
+            base.set_attr(attr_name, value)
+        else:
+            setattr(base, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of every slot."""
+        base: Any = self.env.unwrapped
+        slots = list(self._get_indices(indices))
+        if hasattr(base, "call"):
+            results = base.call(method_name, *method_args, **method_kwargs)
+            return [results[slot] for slot in slots]
+        return [getattr(base, method_name)(*method_args, **method_kwargs)] * len(slots)
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
+        """Return whether the vector environment is inside such a wrapper."""
+        layer: Any = self.env
+        found = isinstance(layer, wrapper_class)
+        while isinstance(layer, gym.vector.VectorWrapper) and not found:
+            layer = layer.env
+            found = isinstance(layer, wrapper_class)
+        return [found] * len(list(self._get_indices(indices)))
+
+    def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
+        """Return no images: text is rendered as text."""
+        return [None] * self.num_envs
+
+    def _split(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return each slot's own info out of a batch's; most slots have none."""
+        split: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for key, values in infos.items():
+            mask = infos.get(f"_{key}")
+            if key.startswith("_") and key[1:] in infos:
+                continue
+            for slot in self._having(values, mask):
+                split[slot][key] = (
+                    self._nested(values, slot) if isinstance(values, dict) else values[slot]
+                )
+        return split
+
+    def _having(self, values: Any, mask: Any) -> Iterable[int]:
+        if mask is not None:
+            return [int(slot) for slot in np.flatnonzero(mask)]
+        return range(self.num_envs)
+
+    def _nested(self, values: dict[str, Any], slot: int) -> dict[str, Any]:
+        """Return a slot's part of a dict of batches."""
+        own = {}
+        for key, batch in values.items():
+            if key.startswith("_") and key[1:] in values:
+                continue
+            mask = values.get(f"_{key}")
+            if mask is None or mask[slot]:
+                own[key] = self._nested(batch, slot) if isinstance(batch, dict) else batch[slot]
+        return own
+
+
+def _row(observations: Any, slot: int) -> Any:
+    """Return a copy of one slot's observation."""
+    if isinstance(observations, dict):
+        return {key: np.array(batch[slot]) for key, batch in observations.items()}
+    return np.array(observations[slot])
+
+
+def as_vec_env(env: Any) -> Any:
+    """Return SB3's view of a Gymnasium vector environment, and anything else as it is."""
+    if isinstance(env, gym.vector.VectorEnv):
+        return GymnasiumVecEnv(env)
+    return env
+
+
+__all__ = ["GymnasiumVecEnv", "as_vec_env"]

@@ -1,0 +1,200 @@
+"""Supervised fine-tuning on a task's demonstrations, before any reward is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+import transformers
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from agents.files import atomic_path
+from agents.policies import TransformerPolicy
+from textenvs.engine import TextEngine
+from textenvs.playing import ScriptedAgent, play
+
+IGNORED = -100  # the label of tokens that are not learned
+
+
+class DemonstrationDataset(th.utils.data.Dataset[dict[str, th.Tensor]]):
+    """Turns of demonstrated episodes: the prompt is read, the response is learned.
+
+    Args:
+        turns: (prompt, response) as token ids.
+    """
+
+    def __init__(self, turns: list[tuple[Any, Any]]) -> None:
+        self._turns = turns
+
+    def __len__(self) -> int:
+        """Return the number of turns."""
+        return len(self._turns)
+
+    def __getitem__(self, index: int) -> dict[str, th.Tensor]:
+        """Return `input_ids` and `labels`."""
+        prompt, response = self._turns[index]
+        return {
+            "input_ids": th.as_tensor(np.concatenate([prompt, response])),
+            "labels": th.as_tensor(np.concatenate([np.full(len(prompt), IGNORED), response])),
+        }
+
+    def digest(self) -> str:
+        """Return a hash of the content."""
+        digest = hashlib.sha256()
+        for prompt, response in self._turns:
+            digest.update(prompt.tobytes() + b"|" + response.tobytes() + b"\n")
+        return digest.hexdigest()
+
+
+def demonstrations(engine: TextEngine, passes: int, seed: int = 0) -> DemonstrationDataset:
+    """Let `Task.demonstrate` play every example of an environment, several times over."""
+    quiet = engine.with_slots(min(64, len(engine.examples)))
+    quiet.terms = []
+    agent = ScriptedAgent(engine.task.demonstrate, seed)
+    examples = list(range(len(engine.examples)))
+    turns = [
+        turn
+        for number in range(passes)
+        for episode in play(quiet, agent, examples, seed + number)
+        for turn in episode.turns
+    ]
+    return DemonstrationDataset(turns)
+
+
+def warm_start(
+    model: Any,
+    passes: int = 3,
+    learning_rate: float | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+    cache: bool | Path = True,
+    seed: int = 0,
+) -> None:
+    """Fit a model to its task's demonstrations, in place, by `transformers.Trainer`.
+
+    The result is kept in the user's cache folder and taken from there when model, data and
+    settings are the same. No global random generator is changed.
+
+    Args:
+        model: An `agents.PPO` (or another SB3 algorithm) with a `TransformerPolicy` and a text
+            environment.
+        passes: How often each example is demonstrated. A demonstrator that varies (most do) says
+            something else each time. 0: do nothing.
+        learning_rate: Its peak; it falls to 0 linearly. None: 2e-3 for a model that was
+            initialised at random, 5e-5 for a pretrained one.
+        batch_size: Demonstrated turns to a step.
+        progress: Whether to show a progress bar.
+        cache: Whether to keep the result, or where to.
+        seed: For the demonstrator and the order of the data.
+    """
+    if passes < 0:
+        raise ValueError(f"passes must be at least 0, but it is {passes}.")
+    policy = model.policy
+    if not isinstance(policy, TransformerPolicy):
+        raise TypeError(f"warm_start needs a TransformerPolicy, not a {type(policy).__name__}.")
+    if passes == 0:
+        return
+    if learning_rate is None:
+        learning_rate = 5e-5 if policy.pretrained else 2e-3
+    data = demonstrations(model.env.get_attr("engine", indices=[0])[0], passes, seed)
+    settings = {"learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    network = policy.backbone.model
+    folder = default_cache() if cache is True else cache
+    key = _key(network, data, settings) if folder else ""
+    file = Path(folder) / f"{key}.pt" if folder else None
+    if file is not None and file.is_file():
+        network.load_state_dict(th.load(file, map_location=policy.device, weights_only=True))
+    else:
+        with preserved_generators():
+            _fit(network, data, learning_rate, batch_size, progress, seed, policy.device)
+        if file is not None:
+            with atomic_path(file) as temporary:
+                th.save(network.state_dict(), temporary)
+    policy.set_training_mode(False)
+    policy.backbone.forget()
+
+
+def default_cache() -> Path:
+    """Return the folder for warm-started weights; `XDG_CACHE_HOME` moves it."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "textenvs" / "warm_start"
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Put the global generators of Python, NumPy and torch back to where they were."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    with th.random.fork_rng(range(th.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
+
+
+def _fit(
+    network: th.nn.Module,
+    data: DemonstrationDataset,
+    learning_rate: float,
+    batch_size: int,
+    progress: bool,
+    seed: int,
+    device: th.device,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=network,
+            args=TrainingArguments(
+                output_dir=folder,
+                num_train_epochs=1,
+                per_device_train_batch_size=batch_size,
+                learning_rate=learning_rate,
+                lr_scheduler_type="linear",
+                warmup_steps=20,
+                seed=seed,
+                use_cpu=device.type == "cpu",
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=not progress,
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=data,
+            data_collator=_collate,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def _collate(items: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
+    """Pad on the right; what is padded is neither attended to nor learned."""
+    ids = [item["input_ids"] for item in items]
+    lengths = th.tensor([len(row) for row in ids])
+    padded = pad_sequence(ids, batch_first=True)
+    return {
+        "input_ids": padded,
+        "attention_mask": (th.arange(padded.shape[1]) < lengths[:, None]).long(),
+        "labels": pad_sequence(
+            [item["labels"] for item in items], batch_first=True, padding_value=IGNORED
+        ),
+    }
+
+
+def _key(network: th.nn.Module, data: DemonstrationDataset, settings: Mapping[str, Any]) -> str:
+    """Return a name for the result: model, data, settings, versions of what computes it."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(f"{transformers.__version__} {th.__version__} {data.digest()}".encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(th.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,323 @@
+"""Reward terms: each scores a batch of finished transcripts; an environment adds them up."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from textenvs import metrics
+from textenvs.task import Task, Transcript
+
+ScoreFunction = Callable[[Sequence[Transcript]], Sequence[float]]
+
+
+class RewardTerm:
+    """One named, weighted part of a reward.
+
+    Args:
+        name: How the term is called in `info["reward_terms"]`.
+        weight: What its scores are multiplied by.
+        every_turn: Whether it scores each turn of a conversation or only the last one.
+    """
+
+    def __init__(self, name: str, weight: float = 1.0, every_turn: bool = False) -> None:
+        self.name = name
+        self.weight = weight
+        self.every_turn = every_turn
+
+    def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
+        """Return one unweighted score for each transcript."""
+        raise NotImplementedError(f"{type(self).__name__} must override RewardTerm.score.")
+
+    def __repr__(self) -> str:
+        """Name and weight."""
+        return f"{type(self).__name__}({self.name!r}, weight={self.weight})"
+
+
+class TaskReward(RewardTerm):
+    """The task's own score."""
+
+    def __init__(self, task: Task, weight: float = 1.0) -> None:
+        super().__init__("task", weight, task.score_every_turn)
+        self.task = task
+
+    def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
+        """Return `Task.score`."""
+        return self.task.score(transcripts)
+
+
+class CallableReward(RewardTerm):
+    """Any function from a list of transcripts to a list of numbers.
+
+    Args:
+        function: Called with a batch of transcripts; picklable if it is to run in subprocesses.
+        name: Defaults to the function's name.
+        weight: What the scores are multiplied by.
+        every_turn: Whether it scores each turn of a conversation or only the last one.
+    """
+
+    def __init__(
+        self,
+        function: ScoreFunction,
+        name: str | None = None,
+        weight: float = 1.0,
+        every_turn: bool = False,
+    ) -> None:
+        super().__init__(
+            name or getattr(function, "__name__", type(function).__name__), weight, every_turn
+        )
+        self.function = function
+
+    def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
+        """Call the function."""
+        return self.function(transcripts)
+
+
+class LengthPenalty(RewardTerm):
+    """Minus the tokens that a response takes beyond `target`; every turn counts.
+
+    Args:
+        weight: The cost of one token.
+        target: How many tokens are free.
+        name: How the term is called.
+    """
+
+    def __init__(self, weight: float = 0.01, target: int = 0, name: str = "length_penalty") -> None:
+        super().__init__(name, weight, every_turn=True)
+        self.target = target
+
+    def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
+        """Return minus the number of tokens too many."""
+        return [-float(max(0, t.response_tokens - self.target)) for t in transcripts]
+
+
+class RepetitionPenalty(RewardTerm):
+    """Minus the share of n-grams of a response that occurred in it before; every turn counts.
+
+    Args:
+        weight: The cost of a response that only repeats itself.
+        n: The length of the n-grams, in words.
+        name: How the term is called.
+    """
+
+    def __init__(self, weight: float = 1.0, n: int = 3, name: str = "repetition_penalty") -> None:
+        super().__init__(name, weight, every_turn=True)
+        if n < 1:
+            raise ValueError(f"n must be at least 1, but it is {n}.")
+        self.n = n
+
+    def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
+        """Return minus the share of repeated n-grams, in [-1, 0]."""
+        return [-self._repeated(t.response.lower().split()) for t in transcripts]
+
+    def _repeated(self, words: list[str]) -> float:
+        ngrams = [tuple(words[i : i + self.n]) for i in range(len(words) - self.n + 1)]
+        return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+class MetricReward(RewardTerm):
+    """Any Hugging Face `evaluate` metric, computed for each transcript on its own.
+
+    Args:
+        metric: An `evaluate.EvaluationModule` (or anything with the same `compute`), or what
+            `evaluate.load` takes: a metric's name or the path of a metric script.
+        key: Which entry of the metric's result is the score. None: its only number.
+        weight: What the score is multiplied by.
+        name: Defaults to the metric's name.
+        **compute_kwargs: Passed on to `metric.compute`.
+
+    A metric that takes several references gets them all; for one that takes a single reference
+    the best score over the references counts.
+    """
+
+    def __init__(
+        self,
+        metric: Any,
+        key: str | None = None,
+        weight: float = 1.0,
+        name: str | None = None,
+        **compute_kwargs: Any,
+    ) -> None:
+        if isinstance(metric, str):
+            import evaluate
+
+            metric = evaluate.load(metric)
+        if not hasattr(metric, "compute"):
+            raise TypeError(
+                "metric must be an evaluate metric or the name of one, "
+                f"but it is a {type(metric).__name__}."
+            )
+        super().__init__(name or str(getattr(metric, "name", type(metric).__name__)), weight)
+        self.metric = metric
+        self.key = key
+        self.compute_kwargs = compute_kwargs
+
+    def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
+        """Return the metric of each response against its references."""
+        return [self._score(transcript) for transcript in transcripts]
+
+    def _score(self, transcript: Transcript) -> float:
+        references = list(metrics.references_of(transcript))
+        if self._takes_several():
+            return self._compute(transcript.response, references)
+        return max(self._compute(transcript.response, reference) for reference in references)
+
+    def _compute(self, response: str, references: Any) -> float:
+        result = self.metric.compute(
+            predictions=[response], references=[references], **self.compute_kwargs
+        )
+        numbers = {k: v for k, v in result.items() if isinstance(v, (int, float))}
+        if self.key is None and len(numbers) == 1:
+            return float(next(iter(numbers.values())))
+        if self.key not in result:
+            raise ValueError(
+                f"key must name one of the metric's results, {', '.join(map(repr, result))}, "
+                f"but it is {self.key!r}."
+            )
+        return float(result[self.key])
+
+    def _takes_several(self) -> bool:
+        """Whether the metric declares that an item's references may be a list."""
+        features = getattr(self.metric, "features", None)
+        options = features if isinstance(features, list) else [features]
+        return any(
+            hasattr(option["references"], "feature") or isinstance(option["references"], list)
+            for option in options
+            if option is not None and "references" in option
+        )
+
+
+_NAMED: dict[str, Callable[[Task], RewardTerm]] = {
+    "task": TaskReward,
+    "length_penalty": lambda _: LengthPenalty(),
+    "repetition_penalty": lambda _: RepetitionPenalty(),
+    "bleu": lambda _: CallableReward(metrics.bleu),
+    "chrf": lambda _: CallableReward(metrics.chrf),
+    "rouge_l": lambda _: CallableReward(metrics.rouge_l),
+    "exact_match": lambda _: CallableReward(metrics.exact_match),
+    "sentiment": lambda _: CallableReward(metrics.sentiment),
+}
+REWARD_NAMES = tuple(_NAMED)
+
+
+def load_object(path: str) -> Any:
+    """Import what "package.module:name" points to.
+
+    Raises:
+        ValueError: If there is no such module or name.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        value: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"Could not import {path!r}: {error}.") from error
+    return value
+
+
+def resolve_rewards(reward: Any, task: Task) -> list[RewardTerm]:
+    """Return the terms that a `reward` argument stands for.
+
+    Args:
+        reward: None (the task's own score), a name out of `REWARD_NAMES`, "package.module:name",
+            a function, a term, an `evaluate` metric, or a list of these, each optionally with a
+            weight: `["task", ("length_penalty", 0.1), (my_function, 0.5)]`.
+        task: The task whose own score "task" means.
+
+    Raises:
+        ValueError: For an unknown name, or two terms of one name.
+        TypeError: For anything else.
+    """
+    items = reward if isinstance(reward, list) else [reward]
+    if not items:
+        raise ValueError("reward must not be an empty list: leave it out for the task's own.")
+    terms = [_term(item, task) for item in items]
+    names = [term.name for term in terms]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two reward terms have the same name ({', '.join(names)}): set name=.")
+    return terms
+
+
+def _term(item: Any, task: Task) -> RewardTerm:
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], (int, float)):
+        term = copy.copy(_term(item[0], task))
+        term.weight = float(item[1])
+        return term
+    if item is None:
+        return TaskReward(task)
+    if isinstance(item, RewardTerm):
+        return item
+    if isinstance(item, str):
+        if item in _NAMED:
+            return _NAMED[item](task)
+        if ":" in item:
+            return _term(load_object(item), task)
+        raise ValueError(
+            f"Unknown reward {item!r}: expected one of {', '.join(REWARD_NAMES)}, "
+            "or 'package.module:function'."
+        )
+    if hasattr(item, "compute"):
+        return MetricReward(item)
+    if isinstance(item, type) and issubclass(item, RewardTerm):
+        return item()  # type: ignore[call-arg]
+    if callable(item):
+        return CallableReward(item)
+    raise TypeError(
+        "reward must be None, a name, a function, a RewardTerm, an evaluate metric, or a list of "
+        f"these (optionally with weights), but it is a {type(item).__name__}."
+    )
+
+
+def score_transcripts(term: RewardTerm, transcripts: Sequence[Transcript]) -> list[float]:
+    """Return a term's weighted scores: one finite number for each transcript.
+
+    Turns that a term does not score (see `RewardTerm.every_turn`) get 0.
+
+    Raises:
+        ValueError: If the term raises, or returns anything but one finite number for each
+            transcript. The error names the term and the example.
+    """
+    wanted = [i for i, t in enumerate(transcripts) if t.final or term.every_turn]
+    if not wanted:
+        return [0.0] * len(transcripts)
+    batch = [transcripts[i] for i in wanted]
+    try:
+        raw = list(term.score(batch))
+    except Exception as error:
+        raise ValueError(
+            f"The reward term {term.name!r} failed with {type(error).__name__}: {error} "
+            f"({_first_failure(term, batch)})"
+        ) from error
+    if len(raw) != len(batch):
+        raise ValueError(
+            f"The reward term {term.name!r} returned {len(raw)} scores for {len(batch)} "
+            f"transcripts, the first of them with prompt {batch[0].prompt!r}."
+        )
+    scores = [0.0] * len(transcripts)
+    for i, value, transcript in zip(wanted, raw, batch, strict=True):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(
+                f"The reward term {term.name!r} returned {value!r} for the example with prompt "
+                f"{transcript.prompt!r} (response {transcript.response!r}): expected a finite "
+                "number."
+            )
+        scores[i] = term.weight * number
+    return scores
+
+
+def _first_failure(term: RewardTerm, batch: Sequence[Transcript]) -> str:
+    """Say which transcript a failing batch fails on."""
+    for transcript in batch:
+        try:
+            term.score([transcript])
+        except Exception:
+            return f"example with prompt {transcript.prompt!r}, response {transcript.response!r}"
+    return f"only on the whole batch of {len(batch)} transcripts"

@@ -1,0 +1,166 @@
+"""What a text task is: prompts, references, how to score finished text, what a user says next.
+
+A task works on text alone. Tokens, budgets, seeding and autoreset belong to the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a dataset.
+
+    Args:
+        prompt: The text that the agent is given.
+        references: Texts that a good response resembles; may be empty.
+        data: Whatever else the task needs (a label, a user's hidden goal), by name.
+    """
+
+    prompt: str
+    references: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance of a conversation."""
+
+    role: Literal["user", "agent"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A finished turn, as the reward terms see it.
+
+    Args:
+        example: The example that the episode is about.
+        turns: The conversation so far. It starts with the example's prompt as the user's turn and
+            ends with the agent's response, so a single-turn task has two.
+        response_tokens: How many tokens the last response took, EOS included.
+        stopped: True if the agent ended the response with EOS, False if the budget ran out.
+        final: True if this turn ended the episode.
+    """
+
+    example: Example
+    turns: tuple[Turn, ...]
+    response_tokens: int = 0
+    stopped: bool = True
+    final: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """The example's prompt: the first thing that the agent was given."""
+        return self.turns[0].text
+
+    @property
+    def response(self) -> str:
+        """What the agent said last, without surrounding white space."""
+        return self.turns[-1].text
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """Everything that the agent said, turn by turn."""
+        return tuple(turn.text for turn in self.turns if turn.role == "agent")
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The example's references."""
+        return self.example.references
+
+    def __str__(self) -> str:
+        """The conversation, a line a turn."""
+        return "\n".join(f"{turn.role}: {turn.text}" for turn in self.turns)
+
+
+class Task:
+    """A text task. Subclass it, say how to score, and register it with `textenvs.register_task`.
+
+    Only `score` must be written, and `examples` if the task brings its own data. Every method is a
+    pure function of its arguments: what a conversation's user knows is in `Example.data`, what has
+    been said is in the turns, and randomness comes from the generator that is passed in.
+
+    Attributes:
+        fields: Which columns of a user's dataset fill `Example`: `prompt`, `references`, and any
+            further name, which goes to `Example.data`. `gym.make(..., fields=...)` overrides it.
+        required_fields: The names out of `fields` that a user's dataset must have.
+        max_prompt_tokens: The prompt budget in tokens. None: as long as the longest prompt.
+        max_new_tokens: The response budget in tokens, for each turn. EOS counts.
+        max_turns: How many turns the agent has at most.
+        choices: The only responses allowed (labels), or None. The agent is then confined to the
+            tokens that they are made of and `max_new_tokens` is the longest of them.
+        score_every_turn: Whether `score` is called after each turn of a conversation or only after
+            the last one.
+        best_return: The mean return that the best known behaviour reaches, or None.
+    """
+
+    fields: ClassVar[Mapping[str, str]] = {"prompt": "prompt", "references": "references"}
+    required_fields: ClassVar[tuple[str, ...]] = ("prompt",)
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int = 64
+    max_turns: int = 1
+    choices: Sequence[str] | None = None
+    score_every_turn: bool = False
+    best_return: float | None = None
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """Return the task's own data of one split ("train", "validation" or "test")."""
+        raise ValueError(
+            f"{type(self).__name__} brings no data of its own (split {split!r} was asked for): "
+            "pass dataset=..., or override Task.examples."
+        )
+
+    def prompt(self, example: Example) -> str:
+        """Return the text that the agent is given, e.g. with an instruction around the example."""
+        return example.prompt
+
+    def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
+        """Return one reward for each finished transcript, in order."""
+        raise NotImplementedError(f"{type(self).__name__} must override Task.score.")
+
+    def is_success(self, transcript: Transcript) -> bool | None:
+        """Return whether the finished episode succeeded, or None if the task knows no success."""
+        return None
+
+    def reply(self, transcript: Transcript, rng: np.random.Generator) -> str | None:
+        """Return what the user answers to the agent's last turn; None ends the conversation."""
+        return None
+
+    def format_reply(self, reply: str) -> str:
+        """Return the text that is put between the agent's last response and its next one."""
+        return f"\nUser: {reply}\nAgent:"
+
+    def demonstrate(
+        self, example: Example, turns: Sequence[Turn], rng: np.random.Generator
+    ) -> str:
+        """Return a response worth imitating before any reward is known (used for warm starts).
+
+        Args:
+            example: The example that the conversation is about.
+            turns: The conversation so far, the user's turn last.
+            rng: The source of all randomness.
+        """
+        if not example.references:
+            raise ValueError(
+                f"The example with prompt {example.prompt!r} has no references to demonstrate: "
+                "give the dataset references, or override Task.demonstrate."
+            )
+        return example.references[rng.integers(len(example.references))]
+
+    def best_response(self, example: Example, turns: Sequence[Turn]) -> str:
+        """Return the best response that is known: by default, the best scored reference."""
+        candidates = [
+            Transcript(example, (*turns, Turn("agent", reference)))
+            for reference in example.references
+        ]
+        if not candidates:
+            raise ValueError(f"The example with prompt {example.prompt!r} has no references.")
+        return candidates[int(np.argmax(self.score(candidates)))].response
