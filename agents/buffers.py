@@ -148,7 +148,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         groups = 1 if batch_size is None else max(1, round(int(actions.sum()) / batch_size))
         middle = np.cumsum(actions) - actions / 2
         group = (middle * groups / actions.sum()).astype(int)
-        split = [[s for s, g in zip(sequences, group, strict=True) if g == k] for k in range(groups)]
+        split = [
+            [s for s, g in zip(sequences, group, strict=True) if g == k] for k in range(groups)
+        ]
         return [batch for batch in split if batch]
 
     def samples(self, sequences: list[Sequence]) -> RolloutBufferSamples:
@@ -174,7 +176,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         steps, envs = self.index(sequences)
         flat = (self.values, self.log_probs, self.advantages, self.returns)
         return RolloutBufferSamples(
-            cast("Any", {"tokens": self._tensor(tokens), "action_positions": self._tensor(positions)}),
+            cast(
+                "Any", {"tokens": self._tensor(tokens), "action_positions": self._tensor(positions)}
+            ),
             self._tensor(self.actions[steps, envs].astype(np.int64)),
             *(self._tensor(array[steps, envs]) for array in flat),
         )
@@ -205,10 +209,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     ) -> None:
         """Start a turn: in the running sequence if it goes on from there, else in a new one."""
         context = np.concatenate(
-            [
-                obs[key][env, : int(obs[f"{key}_length"][env, 0])]
-                for key in ("prompt", "response")
-            ]
+            [obs[key][env, : int(obs[f"{key}_length"][env, 0])] for key in ("prompt", "response")]
         ).astype(np.int32)
         sequence = self._open[env]
         if sequence is not None:

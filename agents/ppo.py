@@ -155,26 +155,26 @@ class PPO(stable_baselines3.PPO):
             if text:  # Sequences stay whole, so minibatches are never of one exact size.
                 warnings.filterwarnings("ignore", "You have specified a mini-batch size")
             super().__init__(
-            policy,
-            cast("GymEnv", env),
-            **{name: defaults[name] if v is None else v for name, v in given.items()},
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            target_kl=target_kl,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+                policy,
+                cast("GymEnv", env),
+                **{name: defaults[name] if v is None else v for name, v in given.items()},
+                clip_range=clip_range,
+                clip_range_vf=clip_range_vf,
+                normalize_advantage=normalize_advantage,
+                ent_coef=ent_coef,
+                use_sde=use_sde,
+                sde_sample_freq=sde_sample_freq,
+                rollout_buffer_class=rollout_buffer_class,
+                rollout_buffer_kwargs=rollout_buffer_kwargs,
+                target_kl=target_kl,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=seed,
+                device=device,
+                _init_setup_model=_init_setup_model,
+            )
 
     @property
     def is_text(self) -> bool:
@@ -240,7 +240,7 @@ class PPO(stable_baselines3.PPO):
         return complete
 
     def _penalize_kl(self, buffer: SequenceRolloutBuffer, reference: CausalBackbone) -> None:
-        """Subtract the KL to the reference from the rewards, token by token, and adapt `kl_coef`."""
+        """Take the KL to the reference off the rewards, token by token, and adapt `kl_coef`."""
         ref_log_probs = np.zeros_like(buffer.log_probs)
         policy = self._text_policy()
         for sequences in buffer.batches(self.batch_size):
@@ -302,8 +302,7 @@ def _check_kl(
         raise ValueError(f"kl_estimator must be 'k1' or 'k3', but it is {estimator!r}.")
     if kl_target is not None and not (kl_target > 0 and kl_coef > 0):
         raise ValueError(
-            f"kl_target={kl_target} adapts kl_coef, so both must be positive; "
-            f"kl_coef is {kl_coef}."
+            f"kl_target={kl_target} adapts kl_coef, so both must be positive; kl_coef is {kl_coef}."
         )
     if not text and (kl_coef or ref_model):
         raise ValueError("kl_coef and ref_model need the policy 'TransformerPolicy'.")

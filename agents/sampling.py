@@ -67,8 +67,8 @@ def _unless_kept(removed: th.Tensor, keep: th.Tensor | None) -> th.Tensor:
 class TokenDistribution(Distribution):
     """A categorical distribution over a large vocabulary, given by its log-probabilities.
 
-    Unlike `torch.distributions.Categorical` it checks no simplex (which fails by rounding from about
-    a thousand tokens) and draws one uniform number a row, from torch's default generator.
+    Unlike `torch.distributions.Categorical` it checks no simplex (which fails by rounding from
+    about a thousand tokens) and draws one number a row, from torch's default generator.
 
     Args:
         log_probs: (n, vocabulary) float32, normalised; -inf where a token cannot be sampled.

@@ -16,7 +16,14 @@ import numpy as np
 import torch as th
 import transformers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from tqdm import tqdm
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from agents.files import atomic_path
 from agents.policies import TransformerPolicy
@@ -166,14 +173,32 @@ def _fit(
                 report_to="none",
                 save_strategy="no",
                 logging_strategy="no",
-                disable_tqdm=not progress,
                 dataloader_pin_memory=False,
             ),
             train_dataset=data,
             data_collator=_collate,
         )
         trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        if progress:
+            trainer.add_callback(ProgressBar())
         trainer.train()
+
+
+class ProgressBar(TrainerCallback):  # type: ignore[misc]
+    """The bar alone: the Trainer's own prints its statistics, too."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show an empty bar."""
+        self._bar = tqdm(total=state.max_steps, desc="warm start", unit="batch", leave=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance it."""
+        self._bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take it away."""
+        self._bar.close()
 
 
 def _collate(items: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:

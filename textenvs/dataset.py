@@ -41,9 +41,7 @@ def load_examples(
     """
     match = _SPLIT.match(split)
     if match is None:
-        raise ValueError(
-            f"split must look like 'train' or 'train[:90%]', but it is {split!r}."
-        )
+        raise ValueError(f"split must look like 'train' or 'train[:90%]', but it is {split!r}.")
     name = match["name"]
     if dataset is None:
         if name not in SPLITS:
@@ -166,9 +164,7 @@ def _part(length: int, bound: str | None) -> int | None:
     return round(length * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
 
 
-def _example(
-    row: Any, columns: Mapping[str, str], required: set[str], where: str
-) -> Example:
+def _example(row: Any, columns: Mapping[str, str], required: set[str], where: str) -> Example:
     if not isinstance(row, Mapping):
         raise TypeError(f"{where}: expected an Example or a mapping, got a {type(row).__name__}.")
     values = {name: row[column] for name, column in columns.items() if row.get(column) is not None}

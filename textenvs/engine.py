@@ -113,9 +113,7 @@ class TextEngine:
         self.turns: list[tuple[Turn, ...]] = [()] * num_envs
         self._example = [-1] * num_envs
 
-    def reset(
-        self, slot: int, rng: np.random.Generator, example: int | None = None
-    ) -> None:
+    def reset(self, slot: int, rng: np.random.Generator, example: int | None = None) -> None:
         """Start an episode in a slot, on a random example or on the one with this index.
 
         Raises:
@@ -195,9 +193,7 @@ class TextEngine:
             infos.append((slot, info))
         return infos
 
-    def _end_turn(
-        self, slot: int, rng: np.random.Generator
-    ) -> tuple[Transcript, TokenIds | None]:
+    def _end_turn(self, slot: int, rng: np.random.Generator) -> tuple[Transcript, TokenIds | None]:
         """Return the finished turn and, if the conversation goes on, the grown prompt."""
         tokens = self._response[slot, : self._response_length[slot]]
         stopped = bool(tokens[-1] == self.eos_token_id)

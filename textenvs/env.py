@@ -119,9 +119,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Append a token to the response."""
         if not self._running:
-            raise ResetNeeded(
-                "The episode is over or has not started: call reset() before step()."
-            )
+            raise ResetNeeded("The episode is over or has not started: call reset() before step().")
         rewards, terminated, infos = self.engine.step(
             np.asarray([action], dtype=np.int64), (self.np_random,)
         )

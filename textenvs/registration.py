@@ -70,7 +70,9 @@ def load_task(task: str | Task | type[Task]) -> Task:
     if isinstance(found, type) and issubclass(found, Task):
         found = found()
     if not isinstance(found, Task):
-        raise TypeError(f"A task must be a textenvs.Task, but {task!r} is a {type(found).__name__}.")
+        raise TypeError(
+            f"A task must be a textenvs.Task, but {task!r} is a {type(found).__name__}."
+        )
     return found
 
 

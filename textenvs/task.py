@@ -138,9 +138,7 @@ class Task:
         """Return the text that is put between the agent's last response and its next one."""
         return f"\nUser: {reply}\nAgent:"
 
-    def demonstrate(
-        self, example: Example, turns: Sequence[Turn], rng: np.random.Generator
-    ) -> str:
+    def demonstrate(self, example: Example, turns: Sequence[Turn], rng: np.random.Generator) -> str:
         """Return a response worth imitating before any reward is known (used for warm starts).
 
         Args:

@@ -30,7 +30,9 @@ def embedded_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
-def load_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    tokenizer: str | Path | PreTrainedTokenizerBase | None,
+) -> PreTrainedTokenizerBase:
     """Return a tokenizer that has an EOS token.
 
     Args:

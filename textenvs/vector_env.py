@@ -220,7 +220,9 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         else:
             seeds = seed
         if len(seeds) != self.num_envs:
-            raise ValueError(f"Expected {self.num_envs} seeds, one for each slot, got {len(seeds)}.")
+            raise ValueError(
+                f"Expected {self.num_envs} seeds, one for each slot, got {len(seeds)}."
+            )
         if not self._rngs:
             generators = [seeding.np_random(s) for s in seeds]
             self._rngs = [rng for rng, _ in generators]

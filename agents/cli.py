@@ -1,0 +1,296 @@
+"""The command line: `textenvs train`, `textenvs evaluate`, `textenvs list`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a transformer on a text environment, and leave a run folder."""
+
+    env: Positional[str]
+    """A registered id such as TextGen-v0 (see `textenvs list`), or package.module:Task."""
+    timesteps: int = 131_072
+    """Tokens to train on."""
+    model: str = "tiny"
+    """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
+    tokenizer: str | None = None
+    """A tokenizer's folder or hub id. Default: the model's own; for tiny the embedded one."""
+    dataset: str | None = None
+    """A .jsonl, .jsonl.gz, .csv or .parquet file or a hub id. Default: the task's own data."""
+    eval_dataset: str | None = None
+    """What is held out. Default: the last tenth of the dataset."""
+    fields: tuple[str, ...] = ()
+    """Which columns of the dataset to read, as prompt=COLUMN references=COLUMN."""
+    reward: tuple[str, ...] = ()
+    """Rewards by name, or package.module:function; weights as 0.5*NAME. Default: the task's."""
+    max_prompt_tokens: int | None = None
+    """Default: the longest prompt's length."""
+    max_new_tokens: int | None = None
+    """Default: the task's."""
+    truncate_prompt: Literal["left", "right"] | None = None
+    """Which side of a prompt over the budget to cut off. Default: that is an error."""
+    warm_start: int = 8
+    """How often to imitate the demonstrations before PPO. 0: not at all."""
+    warm_start_learning_rate: float | None = None
+    """Default: 2e-3 for a model from nothing, 5e-5 for a pretrained one."""
+    num_envs: int = 64
+    """Episodes side by side."""
+    n_steps: int = 128
+    """Tokens from each episode slot between updates."""
+    batch_size: int = 1024
+    """Tokens to a minibatch."""
+    n_epochs: int = 4
+    """Passes over each rollout."""
+    learning_rate: float = 3e-4
+    """At the start; it falls to 0 linearly."""
+    kl_coef: float = 0.05
+    """What a nat of KL to the warm-started model costs."""
+    kl_target: float | None = None
+    """Adapt kl_coef to reach this KL, in nats per episode."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    temperature: float = 1.0
+    """Of the sampling, in training and in evaluation."""
+    seed: int = 0
+    """Of everything."""
+    device: str = "auto"
+    """cpu, cuda, ..."""
+    eval_examples: int = 256
+    """How many held-out examples to play before and after, at most."""
+    run_dir: Path | None = None
+    """The run's folder. Default: runs/ENV/DATE-TIME."""
+    progress: bool = True
+    """Whether to show progress bars."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Play a run's agent on held-out examples, each once."""
+
+    run: Positional[Path]
+    """A run folder that `textenvs train` wrote."""
+    env: Positional[str | None] = None
+    """Another environment of the same vocabulary and budgets. Default: the run's own."""
+    split: str | None = None
+    """Default: what the run held out."""
+    max_examples: int | None = None
+    """Default: all of the split."""
+    deterministic: bool = False
+    """Take the most likely token each time."""
+    samples: int = 5
+    """How many transcripts to show."""
+    seed: int = 0
+    """For the sampling."""
+    device: str = "auto"
+    """cpu, cuda, ..."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List the environments."""
+
+
+def train(options: Train, console: Console) -> None:
+    """Run `textenvs train`."""
+    from agents import runs
+
+    plan = make_plan(options)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = options.run_dir or Path("runs") / plan.env_id / stamp
+    summary = runs.train(
+        plan, folder, {**asdict(options), "env": options.env}, console.print, options.progress
+    )
+    before, after = summary["evaluations"]
+    console.print(transcripts_table(before, after, count=5))
+    table = Table(title=f"{plan.env_id}: {summary['timesteps']:,} tokens")
+    for name in ("", "before", "after"):
+        table.add_column(name)
+    table.add_row("held-out reward", runs.show(before), runs.show(after))
+    for label, key in (
+        ("tokens per episode", "response_tokens"),
+        ("ended by EOS", "stopped_by_eos"),
+        ("distinct responses", "distinct_responses"),
+    ):
+        table.add_row(label, f"{summary['before'][key]:.2f}", f"{summary['after'][key]:.2f}")
+    console.print(table)
+    console.print(f"{summary['tokens_per_second']:,.0f} tokens/s on {summary['device']}")
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+
+
+def evaluate(options: Evaluate, console: Console) -> None:
+    """Run `textenvs evaluate`."""
+    import gymnasium as gym
+
+    from agents import PPO, runs
+    from agents.evaluation import evaluate_split
+
+    if not (options.run / runs.CONFIG).is_file():
+        raise ValueError(
+            f"{options.run} is no run folder: expected one that `textenvs train` wrote, with a "
+            f"{runs.CONFIG}."
+        )
+    config = runs.read_json(options.run / runs.CONFIG)
+    resolved = config.pop("resolved")
+    fields = {name: config[name] for name in Train.__dataclass_fields__}
+    trained = Train(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    plan = make_plan(trained)
+    env_id = runs.resolve_env_id(options.env) if options.env else plan.env_id
+    kwargs = {**plan.env_kwargs, **plan.eval_kwargs}
+    for name in ("max_prompt_tokens", "max_new_tokens"):
+        kwargs[name] = resolved[name]
+    env = gym.make(env_id, split=options.split or plan.eval_split, **kwargs)
+    model = PPO.load(options.run / runs.AGENT, device=options.device)
+    result = evaluate_split(
+        model, env, options.max_examples, options.deterministic, seed=options.seed
+    )
+    console.print(transcripts_table(result, count=options.samples))
+    table = Table("", env_id)
+    for name, value in result.summary().items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+def list_environments(console: Console) -> None:
+    """Run `textenvs list`."""
+    import textenvs
+    from textenvs.registration import load_task
+
+    table = Table("id", "task", "best return", "turns", "response budget")
+    for env_id in textenvs.task_ids():
+        task = load_task(env_id)
+        summary = (type(task).__doc__ or "").strip().split("\n")[0]
+        best = "" if task.best_return is None else f"{task.best_return:.2f}"
+        table.add_row(env_id, summary, best, str(task.max_turns), str(task.max_new_tokens))
+    console.print(table)
+
+
+def make_plan(options: Train) -> Any:
+    """Return the run that the options describe."""
+    from stable_baselines3.common.utils import LinearSchedule
+
+    from agents.runs import Plan, resolve_env_id
+
+    tokenizer = options.tokenizer or (None if options.model == "tiny" else options.model)
+    env_kwargs: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "dataset": options.dataset,
+        "fields": parse_fields(options.fields),
+        "reward": parse_rewards(options.reward),
+        "max_prompt_tokens": options.max_prompt_tokens,
+        "max_new_tokens": options.max_new_tokens,
+        "truncate_prompt": options.truncate_prompt,
+    }
+    own = options.dataset is None
+    separate = options.eval_dataset is not None
+    if own and separate:
+        raise ValueError("--eval-dataset needs --dataset.")
+    return Plan(
+        env_id=resolve_env_id(options.env),
+        timesteps=options.timesteps,
+        num_envs=options.num_envs,
+        env_kwargs=env_kwargs,
+        eval_kwargs={"dataset": options.eval_dataset} if separate else {},
+        train_split="train" if own or separate else "train[:90%]",
+        eval_split="test" if own else "train" if separate else "train[90%:]",
+        eval_examples=options.eval_examples,
+        ppo_kwargs={
+            "policy_kwargs": {"model": options.model, "temperature": options.temperature},
+            "learning_rate": LinearSchedule(options.learning_rate, 0.0, 1.0),
+            "n_steps": options.n_steps,
+            "batch_size": options.batch_size,
+            "n_epochs": options.n_epochs,
+            "kl_coef": options.kl_coef,
+            "kl_target": options.kl_target,
+            "ent_coef": options.ent_coef,
+            "device": options.device,
+        },
+        warm_start_kwargs={
+            "passes": options.warm_start,
+            "learning_rate": options.warm_start_learning_rate,
+        },
+        seed=options.seed,
+    )
+
+
+def parse_fields(fields: tuple[str, ...]) -> dict[str, str] | None:
+    """Return {"prompt": "mr"} for ("prompt=mr",)."""
+    pairs = [field.partition("=") for field in fields]
+    for name, equals, column in pairs:
+        if not (name and equals and column):
+            raise ValueError(f"--fields takes NAME=COLUMN, not {name + equals + column!r}.")
+    return {name: column for name, _, column in pairs} or None
+
+
+def parse_rewards(rewards: tuple[str, ...]) -> list[tuple[str, float] | str] | None:
+    """Return [("bleu", 0.5), "task"] for ("0.5*bleu", "task")."""
+    parsed: list[tuple[str, float] | str] = []
+    for reward in rewards:
+        weight, star, name = reward.partition("*")
+        try:
+            parsed.append((name, float(weight)) if star else reward)
+        except ValueError:
+            raise ValueError(f"--reward takes NAME or WEIGHT*NAME, not {reward!r}.") from None
+    return parsed or None
+
+
+def transcripts_table(*evaluations: Any, count: int) -> Table:
+    """Return transcripts side by side: the same examples before and after."""
+    table = Table(show_lines=True)
+    titles = ("before", "after") if len(evaluations) == 2 else ("transcript",)
+    for title in titles:
+        table.add_column(title, ratio=1)
+        table.add_column("reward", justify="right")
+    step = max(1, len(evaluations[0].episodes) // max(1, count))
+    for i in range(0, len(evaluations[0].episodes), step)[:count]:
+        cells = []
+        for evaluation in evaluations:
+            episode = evaluation.episodes[i]
+            cells += [escaped(str(episode.transcript)), f"{episode.reward:.2f}"]
+        table.add_row(*cells)
+    return table
+
+
+def escaped(text: str) -> str:
+    """Return text that rich shows as it is."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and run it; a user's mistake ends with its message alone."""
+    sys.path.insert(0, "")  # so that a Task in the working directory is found
+    options = tyro.cli(
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[List, tyro.conf.subcommand("list")],
+        prog="textenvs",
+        description="Text tasks as Gymnasium environments, and PPO for transformers.",
+        args=arguments,
+    )
+    console = Console()
+    try:
+        if isinstance(options, Train):
+            train(options, console)
+        elif isinstance(options, Evaluate):
+            evaluate(options, console)
+        else:
+            list_environments(console)
+    except (ValueError, TypeError) as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {escaped(str(error))}", highlight=False)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()
