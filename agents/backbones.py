@@ -68,7 +68,7 @@ class CausalBackbone(th.nn.Module):
     @property
     def config(self) -> PretrainedConfig:
         """The model's config."""
-        return cast("PretrainedConfig", self.model.config)
+        return self.model.config
 
     def trunk(self, **inputs: Any) -> th.Tensor:
         """Return the last hidden states, (n, tokens, hidden)."""
@@ -153,7 +153,8 @@ def _load(model: ModelSpec) -> PreTrainedModel:
 def _check_sizes(
     config: PretrainedConfig, model: PreTrainedModel, vocab_size: int, max_tokens: int
 ) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings = cast("th.nn.Embedding", model.get_input_embeddings())
+    rows = embeddings.weight.shape[0]
     if vocab_size > rows:
         raise ValueError(
             f"The tokenizer has {vocab_size} tokens but the model's vocabulary only {rows}: use "

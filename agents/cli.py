@@ -142,8 +142,9 @@ def evaluate(options: Evaluate, console: Console) -> None:
         )
     config = runs.read_json(options.run / runs.CONFIG)
     resolved = config.pop("resolved")
-    fields = {name: config[name] for name in Train.__dataclass_fields__}
-    trained = Train(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    fields: Any = {name: config[name] for name in Train.__dataclass_fields__}
+    tuples: Any = {name: tuple(fields[name]) for name in ("fields", "reward")}
+    trained = Train(**{**fields, **tuples})
     plan = make_plan(trained)
     env_id = runs.resolve_env_id(options.env) if options.env else plan.env_id
     kwargs = {**plan.env_kwargs, **plan.eval_kwargs}

@@ -51,7 +51,7 @@ class RowCache(Cache):
         self._shape, self._rows, self._positions, self._width = shape, rows, positions, width
         return self
 
-    def update(  # type: ignore[override]
+    def update(
         self, key_states: th.Tensor, value_states: th.Tensor, layer_idx: int, *args: Any, **kw: Any
     ) -> tuple[th.Tensor, th.Tensor]:
         """Store new keys and values, (n, heads, q, head size), and return those to attend to."""

@@ -156,7 +156,7 @@ class TransformerPolicy(ActorCriticPolicy):
         """Return the values (n, 1) of observations."""
         return self._values(self._last_hidden(obs))
 
-    def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:  # type: ignore[override]
+    def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:
         """Return the distribution over the next token of each row."""
         return self._distribution(self._last_hidden(obs))
 

@@ -7,6 +7,7 @@ import inspect
 import warnings
 from typing import Any, ClassVar, TypeVar, cast
 
+import gymnasium as gym
 import numpy as np
 import stable_baselines3
 import torch as th
@@ -101,7 +102,7 @@ class PPO(stable_baselines3.PPO):
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | gym.vector.VectorEnv[Any, Any, Any] | str | None,
         learning_rate: float | Schedule | None = None,
         n_steps: int | None = None,
         batch_size: int | None = None,
@@ -134,7 +135,7 @@ class PPO(stable_baselines3.PPO):
         policy_class = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
         text = policy_class is not None and issubclass(policy_class, TransformerPolicy)
         defaults = {**SB3_DEFAULTS, **(TEXT_DEFAULTS if text else {})}
-        given = {
+        given: dict[str, Any] = {
             "learning_rate": learning_rate,
             "n_steps": n_steps,
             "batch_size": batch_size,
@@ -151,13 +152,14 @@ class PPO(stable_baselines3.PPO):
         self.ref_model = ref_model
         self.reference: CausalBackbone | None = None
         self.ref_config: PretrainedConfig | None = None
+        chosen: Any = {name: defaults[name] if v is None else v for name, v in given.items()}
         with warnings.catch_warnings():
             if text:  # Sequences stay whole, so minibatches are never of one exact size.
                 warnings.filterwarnings("ignore", "You have specified a mini-batch size")
             super().__init__(
                 policy,
                 cast("GymEnv", env),
-                **{name: defaults[name] if v is None else v for name, v in given.items()},
+                **chosen,
                 clip_range=clip_range,
                 clip_range_vf=clip_range_vf,
                 normalize_advantage=normalize_advantage,

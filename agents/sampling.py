@@ -82,7 +82,7 @@ class TokenDistribution(Distribution):
         """Not used: the model's own head gives the logits."""
         raise TypeError("A TokenDistribution has no network of its own.")
 
-    def proba_distribution(self, log_probs: th.Tensor) -> TokenDistribution:  # type: ignore[override]
+    def proba_distribution(self, log_probs: th.Tensor) -> TokenDistribution:
         """Set the log-probabilities."""
         self.log_probs = log_probs
         return self
@@ -109,13 +109,11 @@ class TokenDistribution(Distribution):
         """Return the most likely token of each row, shape (n,)."""
         return self.log_probs.argmax(dim=-1)
 
-    def actions_from_params(  # type: ignore[override]
-        self, log_probs: th.Tensor, deterministic: bool = False
-    ) -> th.Tensor:
+    def actions_from_params(self, log_probs: th.Tensor, deterministic: bool = False) -> th.Tensor:
         """Set the log-probabilities and draw."""
         return self.proba_distribution(log_probs).get_actions(deterministic)
 
-    def log_prob_from_params(self, log_probs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:  # type: ignore[override]
+    def log_prob_from_params(self, log_probs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Set the log-probabilities, draw, and return the tokens with their log-probabilities."""
         actions = self.actions_from_params(log_probs)
         return actions, self.log_prob(actions)

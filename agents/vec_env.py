@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -34,15 +34,13 @@ class GymnasiumVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Reset every slot."""
         # The seeds that seed() or set_options() left are used once, as SB3 does.
-        seed = [None if s is None else int(s) for s in self._seeds]
+        seeds: Any = None if all(s is None for s in self._seeds) else list(self._seeds)
         options = self._options[0] or None
-        observations, infos = self.env.reset(
-            seed=seed if any(s is not None for s in seed) else None, options=options
-        )
+        observations, infos = self.env.reset(seed=seeds, options=options)
         self.reset_infos = self._split(infos)
         self._reset_seeds()
         self._reset_options()
-        return observations
+        return cast("VecEnvObs", observations)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Remember the actions."""

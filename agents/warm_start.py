@@ -185,7 +185,7 @@ def _fit(
         trainer.train()
 
 
-class ProgressBar(TrainerCallback):  # type: ignore[misc]
+class ProgressBar(TrainerCallback):
     """The bar alone: the Trainer's own prints its statistics, too."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -79,7 +79,7 @@ class TextEngine:
             _budget("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens),
             truncate_prompt,
         )
-        self.eos_token_id = int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+        self.eos_token_id = int(self.tokenizer.eos_token_id)
         self.pad_token_id = pad_token_id(self.tokenizer)
         size = len(self.tokenizer)
         self.action_space = TokenSpace(

@@ -58,7 +58,10 @@ class TextEnv(gym.Env[Observation, np.int64]):
         render_mode: "ansi" (text), "human" (written to the terminal as it goes), or None.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 20}
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["ansi", "human"],
+        "render_fps": 20,
+    }
 
     def __init__(
         self,
@@ -88,7 +91,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,
         )
-        self.observation_space = self.engine.observation_space
+        self.observation_space: Any = self.engine.observation_space
         self.action_space = self.engine.action_space
         self.render_mode = render_mode
         self._screen = Screen() if render_mode == "human" else None

@@ -66,9 +66,8 @@ class CallableReward(RewardTerm):
         weight: float = 1.0,
         every_turn: bool = False,
     ) -> None:
-        super().__init__(
-            name or getattr(function, "__name__", type(function).__name__), weight, every_turn
-        )
+        default = str(getattr(function, "__name__", type(function).__name__))
+        super().__init__(name or default, weight, every_turn)
         self.function = function
 
     def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:

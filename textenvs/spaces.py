@@ -41,8 +41,10 @@ class TokenSpace(spaces.Discrete):
     def sample(self, mask: Any = None, probability: Any = None) -> np.int64:
         """Draw an allowed token; with `mask` or `probability`, as `Discrete.sample` does."""
         if self.allowed_tokens is None or mask is not None or probability is not None:
-            return super().sample(mask, probability)
-        return np.int64(self.np_random.choice(self.allowed_tokens))
+            drawn: np.int64 = super().sample(mask, probability)
+            return drawn
+        token: np.int64 = np.int64(self.np_random.choice(self.allowed_tokens))
+        return token
 
     def __repr__(self) -> str:
         """Name the space and what confines it."""

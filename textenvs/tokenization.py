@@ -76,7 +76,7 @@ def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the pad id, or the EOS id for the many tokenizers that have no pad token."""
     pad = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad is None else pad)  # type: ignore[arg-type]
+    return int(tokenizer.eos_token_id if pad is None else pad)
 
 
 @lru_cache(maxsize=16)
@@ -90,7 +90,7 @@ def encode_prompts(
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     # verbose=False: a prompt longer than the model's positions is reported by our own check.
     encoded = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
-    return tuple(np.asarray(ids or [start], dtype=np.int64) for ids in encoded)  # type: ignore[union-attr]
+    return tuple(np.asarray(ids or [start], dtype=np.int64) for ids in encoded)
 
 
 def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenIds:
@@ -109,5 +109,7 @@ def encode_response(
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | TokenIds) -> str:
     """Return the text of emitted tokens, without special tokens and surrounding white space."""
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(
+        np.asarray(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     return cast("str", text).strip()

@@ -108,7 +108,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         """The tokenizer."""
         return self.engine.tokenizer
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """Each slot's generator."""
         return tuple(self._rngs)
@@ -178,9 +178,9 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             infos = self._same_step_reset(np.flatnonzero(done))
         else:
             self._over = done
-        for slot, info in ended:
-            if not self._was_reset(slot, done):
-                infos = self._add_info(infos, info, slot)
+        for ended_slot, info in ended:
+            if not self._was_reset(ended_slot, done):
+                infos = self._add_info(infos, info, ended_slot)
         return self._observation(), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:
