@@ -20,7 +20,7 @@ help: ## Show this list
 install: $(INSTALLED) ## Create the virtual environment, or bring it up to date
 
 demo: $(INSTALLED) ## Train a small language model from nothing, in minutes
-	$(BIN)/textenvs train TextGen-v0 --preset demo
+	$(BIN)/textenvs train TextGen-v0
 
 test: lint ## Lint, then run the tests
 	$(THREADS)$(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark

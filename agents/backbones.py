@@ -72,6 +72,8 @@ class CausalBackbone(th.nn.Module):
 
     def trunk(self, **inputs: Any) -> th.Tensor:
         """Return the last hidden states, (n, tokens, hidden)."""
+        if th.is_grad_enabled():
+            self.forget()  # An optimizer may follow, and fused ones leave no trace (see the memo).
         output = self.model.base_model(**inputs)
         return cast("th.Tensor", output.last_hidden_state)
 

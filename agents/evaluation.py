@@ -119,6 +119,13 @@ def evaluate_split(
             touched, so that evaluating a model in training changes nothing.
     """
     engine: TextEngine = env.unwrapped.engine
+    expected = getattr(model, "observation_space", engine.observation_space)
+    if engine.observation_space != expected:
+        raise ValueError(
+            "The model was made for other budgets or another vocabulary than this environment's: "
+            f"expected {expected}, got {engine.observation_space}. Make the environment with the "
+            "same tokenizer, max_prompt_tokens and max_new_tokens."
+        )
     total = len(engine.examples)
     count = total if max_examples is None else min(total, max_examples)
     examples = [int(i) for i in np.linspace(0, total - 1, count).round()]

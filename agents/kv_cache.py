@@ -174,5 +174,8 @@ class PrefixMemo:
 
 
 def weights_version(module: th.nn.Module) -> object:
-    """Return something that differs after any in-place change or replacement of a parameter."""
+    """Return something that differs after a parameter was replaced or changed in place.
+
+    PyTorch does not count what fused optimizers and changes through `.data` do in place.
+    """
     return tuple((p.data_ptr(), p._version) for p in module.parameters())

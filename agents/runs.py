@@ -17,7 +17,7 @@ from agents.files import atomic_path, write_text
 from agents.plots import plot_learning_curve
 from agents.ppo import PPO
 from agents.warm_start import warm_start
-from textenvs.registration import register_task, task_ids
+from textenvs.registration import load_task, register_task, task_ids
 
 Say = Callable[[str], None]
 
@@ -63,12 +63,9 @@ def resolve_env_id(env: str) -> str:
     Raises:
         ValueError: If there is no such environment.
     """
-    if env in gym.registry and "task" in gym.registry[env].kwargs:
+    if env in task_ids():
         return env
-    if ":" not in env:
-        from textenvs.registration import load_task
-
-        load_task(env)  # raises, with a suggestion
+    load_task(env)  # raises if there is none; importing a module may register its task, too
     env_id = f"{env.rpartition(':')[2].rpartition('.')[2]}-v0"
     if env_id not in task_ids():
         register_task(env_id, env)
@@ -92,10 +89,7 @@ def train(
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"The run folder {folder} is not empty: choose another.")
-    envs = gym.make_vec(
-        plan.env_id, num_envs=plan.num_envs, split=plan.train_split, **plan.env_kwargs
-    )
-    held_out = make_held_out(plan, envs)
+    envs, held_out = make_environments(plan)
     model = PPO("TransformerPolicy", envs, seed=plan.seed, **plan.ppo_kwargs)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, {**config, "resolved": _resolved(envs)})
@@ -146,18 +140,25 @@ def train(
     return {**summary, "evaluations": (before, after)}
 
 
-def make_held_out(plan: Plan, envs: Any) -> gym.Env[Any, Any]:
-    """Return the held-out environment, with the very budgets that the model is trained for."""
-    engine = envs.unwrapped.engine
-    budgets = {
-        "max_prompt_tokens": engine.max_prompt_tokens,
-        "max_new_tokens": engine.max_new_tokens,
-    }
-    kwargs = {**plan.env_kwargs, **budgets, **plan.eval_kwargs}
-    try:
-        return gym.make(plan.env_id, split=plan.eval_split, **kwargs)
-    except ValueError as error:
-        raise ValueError(f"The held-out environment cannot be made: {error}") from error
+def make_environments(plan: Plan) -> tuple[Any, gym.Env[Any, Any]]:
+    """Return the vector environment to train on and the held-out one, of the same budgets.
+
+    Where no prompt budget is given, it is made for the longest prompt of both.
+    """
+
+    def make_both(budgets: dict[str, int]) -> tuple[Any, Any]:
+        kwargs = {**plan.env_kwargs, **budgets}
+        held_out_kwargs = {**kwargs, **plan.eval_kwargs}
+        return (
+            gym.make_vec(plan.env_id, plan.num_envs, split=plan.train_split, **kwargs),
+            gym.make(plan.env_id, split=plan.eval_split, **held_out_kwargs),
+        )
+
+    envs, held_out = make_both({})
+    longest = [env.unwrapped.engine.max_prompt_tokens for env in (envs, held_out)]
+    if longest[0] != longest[1]:
+        envs, held_out = make_both({"max_prompt_tokens": max(longest)})
+    return envs, held_out
 
 
 def show(evaluation: Evaluation) -> str:

@@ -11,6 +11,7 @@ from textenvs.rewards import (
 )
 from textenvs.spaces import TokenSpace
 from textenvs.task import Example, Task, Transcript, Turn
+from textenvs.tasks.splits import split_examples
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Transcript",
     "Turn",
     "register_task",
+    "split_examples",
     "task_ids",
 ]
 

@@ -51,20 +51,34 @@ def load_examples(
     else:
         rows, source = _read(dataset, name)
     part = slice(_part(len(rows), match["start"]), _part(len(rows), match["stop"]))
+    # What a user would call the first row: counted from 1, behind a file's header.
+    first_row = range(len(rows))[part].start + (2 if source.endswith(".csv") else 1)
     # A slice of a datasets.Dataset would be its columns.
     rows = rows.select(range(len(rows))[part]) if hasattr(rows, "select") else rows[part]
     if not len(rows):
         raise ValueError(f"The dataset {source} has no examples in split {split!r}.")
     columns = {**task.fields, **(fields or {})}
-    unknown = set(fields or ()) - {"prompt", "references"} - set(task.fields)
-    required = {*task.required_fields, *(fields or ())} - unknown
-    first_line = _line_offset(dataset, match["start"])
+    required = (*task.required_fields, *(fields or ()))
     return tuple(
         row
         if isinstance(row, Example)
-        else _example(row, columns, required | unknown, f"{source}, row {first_line + i}")
+        else _example(row, columns, required, f"{source}, row {first_row + i}")
         for i, row in enumerate(rows)
     )
+
+
+def splits_of(dataset: Any, split: str) -> list[str]:
+    """Return the splits of a source, as far as they are known without asking anybody else.
+
+    Args:
+        dataset: What `load_examples` takes.
+        split: The split that is wanted, which exists in any case.
+    """
+    if dataset is None:
+        return list(SPLITS)
+    if isinstance(dataset, Mapping):
+        return [str(name) for name in dataset]
+    return [split.partition("[")[0]]
 
 
 def _read(dataset: Any, split: str) -> tuple[Sequence[Any], str]:
@@ -85,7 +99,7 @@ def _read(dataset: Any, split: str) -> tuple[Sequence[Any], str]:
             return _from_hub(str(dataset), split), str(dataset)
         _only_train(split, str(dataset))
         return _read_file(path), str(path)
-    if isinstance(dataset, Sequence) or hasattr(dataset, "column_names"):
+    if isinstance(dataset, Sequence) or hasattr(dataset, "select"):
         _only_train(split, type(dataset).__name__)
         return dataset, type(dataset).__name__
     raise TypeError(
@@ -115,6 +129,13 @@ def _read_file(path: Path) -> list[Mapping[str, Any]]:
         )
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
+    try:
+        return _parse_file(path)
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path} could not be read: {error}") from error
+
+
+def _parse_file(path: Path) -> list[Mapping[str, Any]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -124,17 +145,17 @@ def _read_file(path: Path) -> list[Mapping[str, Any]]:
             return list(csv.DictReader(file))
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
-        return list(_json_rows(file, path))
+        return list(_json_rows(file))
 
 
-def _json_rows(lines: Iterable[str], path: Path) -> Iterator[Mapping[str, Any]]:
+def _json_rows(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, row {number}: not a JSON object ({error}).") from error
+            raise ValueError(f"row {number} is not JSON ({error}).") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: expected a JSON object, got {line[:40]!r}.")
+            raise ValueError(f"row {number} is not a JSON object, but {line[:40]!r}.")
         yield row
 
 
@@ -150,13 +171,6 @@ def _from_hub(name: str, split: str) -> Sequence[Any]:
         ) from error
 
 
-def _line_offset(dataset: Any, start: str | None) -> int:
-    """Return the number that a user would give the first row: 1, plus a file's header."""
-    header = isinstance(dataset, (str, Path)) and str(dataset).endswith(".csv")
-    skipped = int(start) if start and start.isdigit() else 0
-    return 1 + header + skipped
-
-
 def _part(length: int, bound: str | None) -> int | None:
     """Return the index that a slice bound ("10", "90%" or None) stands for."""
     if bound is None:
@@ -164,11 +178,13 @@ def _part(length: int, bound: str | None) -> int | None:
     return round(length * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
 
 
-def _example(row: Any, columns: Mapping[str, str], required: set[str], where: str) -> Example:
+def _example(row: Any, columns: Mapping[str, str], required: Iterable[str], where: str) -> Example:
     if not isinstance(row, Mapping):
         raise TypeError(f"{where}: expected an Example or a mapping, got a {type(row).__name__}.")
     values = {name: row[column] for name, column in columns.items() if row.get(column) is not None}
     for name in required:
+        if name not in values and columns[name] in row:
+            raise ValueError(f"{where}: the {name} ({columns[name]!r}) is missing.")
         if name not in values:
             raise ValueError(
                 f"{where}: no field {columns[name]!r} to read the {name} from; the row has "
@@ -182,4 +198,9 @@ def _example(row: Any, columns: Mapping[str, str], required: set[str], where: st
         )
     if isinstance(references, str):
         references = (references,)
-    return Example(prompt, tuple(str(reference) for reference in references), values)
+    if not (isinstance(references, Iterable) and all(isinstance(r, str) for r in references)):
+        raise ValueError(
+            f"{where}: the references must be a text or a list of texts, but they are "
+            f"{references!r}."
+        )
+    return Example(prompt, tuple(references), values)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from textenvs.dataset import load_examples
+from textenvs.dataset import load_examples, splits_of
 from textenvs.registration import load_task
 from textenvs.rewards import resolve_rewards, score_transcripts
 from textenvs.spaces import TokenSpace
@@ -78,6 +79,7 @@ class TextEngine:
         self._prompts = self._encode_prompts(
             _budget("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens),
             truncate_prompt,
+            self._every_split(dataset, fields, split),
         )
         self.eos_token_id = int(self.tokenizer.eos_token_id)
         self.pad_token_id = pad_token_id(self.tokenizer)
@@ -108,10 +110,18 @@ class TextEngine:
             for key, space in self.observation_space.items()
             if space.shape is not None
         }
-        self._response = self.observations["response"]
-        self._response_length = self.observations["response_length"][:, 0]
         self.turns: list[tuple[Turn, ...]] = [()] * num_envs
         self._example = [-1] * num_envs
+
+    @property
+    def _response(self) -> TokenIds:
+        """The live responses, (num_envs, max_new_tokens)."""
+        return self.observations["response"]
+
+    @property
+    def _response_length(self) -> TokenIds:
+        """A view of their lengths, (num_envs,); a stored view would be cut off by a pickle."""
+        return self.observations["response_length"][:, 0]
 
     def reset(self, slot: int, rng: np.random.Generator, example: int | None = None) -> None:
         """Start an episode in a slot, on a random example or on the one with this index.
@@ -230,21 +240,45 @@ class TextEngine:
     def _fill(self, key: str) -> int:
         return 0 if key.endswith("length") else self.pad_token_id
 
+    def _every_split(
+        self, dataset: Any, fields: Mapping[str, str] | None, split: str
+    ) -> list[Sequence[Example]]:
+        """Return the examples of every split that there is, the present one first."""
+        found: list[Sequence[Example]] = [self.examples]
+        for name in splits_of(dataset, split):
+            # A task of a user's may know fewer splits than there are names.
+            with suppress(KeyError, ValueError):
+                found.append(load_examples(self.task, dataset, fields, name))
+        return found
+
+    def _natural_budget(self, splits: Sequence[Sequence[Example]]) -> int:
+        """Return a budget for the longest prompt of any split: one agent fits them all."""
+        longest = max(
+            len(ids)
+            for examples in splits
+            for ids in encode_prompts(self.tokenizer, self._texts(examples))
+        )
+        later_turns = (self.task.max_turns - 1) * (self.max_new_tokens + REPLY_TOKENS)
+        return int(longest + later_turns)
+
+    def _texts(self, examples: Sequence[Example]) -> tuple[str, ...]:
+        return tuple(self.task.prompt(example) for example in examples)
+
     def _encode_prompts(
-        self, budget: int | None, truncate: Literal["left", "right"] | None
+        self,
+        budget: int | None,
+        truncate: Literal["left", "right"] | None,
+        splits: Sequence[Sequence[Example]],
     ) -> Sequence[TokenIds]:
         """Encode every prompt, settle the prompt budget, and hold the prompts to it."""
         if truncate not in (None, "left", "right"):
             raise ValueError(
                 f"truncate_prompt must be None, 'left' or 'right', but it is {truncate!r}."
             )
-        texts = tuple(self.task.prompt(example) for example in self.examples)
+        texts = self._texts(self.examples)
         prompts = encode_prompts(self.tokenizer, texts)
         longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-        per_turn = self.max_new_tokens + REPLY_TOKENS
-        self.max_prompt_tokens = budget or (
-            len(prompts[longest]) + (self.task.max_turns - 1) * per_turn
-        )
+        self.max_prompt_tokens = budget or self._natural_budget(splits)
         if len(prompts[longest]) <= self.max_prompt_tokens:
             return prompts
         if truncate is None:

@@ -123,13 +123,19 @@ class TextEnv(gym.Env[Observation, np.int64]):
         """Append a token to the response."""
         if not self._running:
             raise ResetNeeded("The episode is over or has not started: call reset() before step().")
-        rewards, terminated, infos = self.engine.step(
-            np.asarray([action], dtype=np.int64), (self.np_random,)
-        )
+        actions = np.asarray(action).reshape(-1)
+        if actions.shape != (1,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(
+                f"An action must be one token id, an integer in [0, {self.engine.action_space.n}), "
+                f"but it is {action!r}."
+            )
+        rewards, terminated, infos = self.engine.step(actions.astype(np.int64), (self.np_random,))
         self._info = infos[0][1] if infos else {}
         self._running = not terminated[0]
         self._show()
-        return self._observation(), float(rewards[0]), bool(terminated[0]), False, self._info
+        # A copy: wrappers write into what they are given, and rendering needs it as it was.
+        info = dict(self._info)
+        return self._observation(), float(rewards[0]), bool(terminated[0]), False, info
 
     def render(self) -> str | None:
         """Return the conversation as coloured text ("ansi"), or nothing."""

@@ -58,14 +58,18 @@ class ScriptedAgent:
         self._respond = respond
         self._rng = np.random.default_rng(seed)
         self._pending: dict[int, TokenIds] = {}
+        self._answered: dict[int, Sequence[Turn]] = {}
 
     def __call__(self, engine: TextEngine, observations: Observation) -> npt.NDArray[np.int64]:
         """Return the next token of what each slot is saying."""
         actions = np.full(engine.num_envs, engine.eos_token_id, dtype=np.int64)
         for slot, length in enumerate(observations["response_length"][:, 0].tolist()):
-            if length == 0:
-                text = self._respond(engine.example(slot), engine.turns[slot], self._rng)
+            turns = engine.turns[slot]
+            # Each turn has a tuple of its own; a slot that is not stepped is not asked again.
+            if length == 0 and self._answered.get(slot) is not turns:
+                text = self._respond(engine.example(slot), turns, self._rng)
                 self._pending[slot] = engine.encode_response(text, slot)
+                self._answered[slot] = turns
             if length < len(self._pending[slot]):
                 actions[slot] = self._pending[slot][length]
         return actions

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from textenvs import metrics
 from textenvs.task import Task, Transcript
@@ -129,7 +132,7 @@ class MetricReward(RewardTerm):
         **compute_kwargs: Passed on to `metric.compute`.
 
     A metric that takes several references gets them all; for one that takes a single reference
-    the best score over the references counts.
+    the best score over the references counts; one that declares no references gets none.
     """
 
     def __init__(
@@ -159,16 +162,21 @@ class MetricReward(RewardTerm):
         return [self._score(transcript) for transcript in transcripts]
 
     def _score(self, transcript: Transcript) -> float:
+        response, declared = transcript.response, self._declared()
+        if declared and not any("references" in features for features in declared):
+            return self._compute(response)
         references = list(metrics.references_of(transcript))
-        if self._takes_several():
-            return self._compute(transcript.response, references)
-        return max(self._compute(transcript.response, reference) for reference in references)
+        if any(
+            hasattr(features["references"], "feature") or isinstance(features["references"], list)
+            for features in declared
+            if "references" in features
+        ):
+            return self._compute(response, references=[references])
+        return max(self._compute(response, references=[reference]) for reference in references)
 
-    def _compute(self, response: str, references: Any) -> float:
-        result = self.metric.compute(
-            predictions=[response], references=[references], **self.compute_kwargs
-        )
-        numbers = {k: v for k, v in result.items() if isinstance(v, (int, float))}
+    def _compute(self, response: str, **references: Any) -> float:
+        result = self.metric.compute(predictions=[response], **references, **self.compute_kwargs)
+        numbers = {k: v for k, v in result.items() if isinstance(v, Real)}
         if self.key is None and len(numbers) == 1:
             return float(next(iter(numbers.values())))
         if self.key not in result:
@@ -176,17 +184,13 @@ class MetricReward(RewardTerm):
                 f"key must name one of the metric's results, {', '.join(map(repr, result))}, "
                 f"but it is {self.key!r}."
             )
-        return float(result[self.key])
+        # Some metrics return a list of one score for each prediction.
+        return float(np.asarray(result[self.key]).item())
 
-    def _takes_several(self) -> bool:
-        """Whether the metric declares that an item's references may be a list."""
+    def _declared(self) -> list[Any]:
+        """Return the inputs that the metric declares: one set, alternatives, or none."""
         features = getattr(self.metric, "features", None)
-        options = features if isinstance(features, list) else [features]
-        return any(
-            hasattr(option["references"], "feature") or isinstance(option["references"], list)
-            for option in options
-            if option is not None and "references" in option
-        )
+        return features if isinstance(features, list) else [features] if features else []
 
 
 _NAMED: dict[str, Callable[[Task], RewardTerm]] = {
@@ -271,6 +275,20 @@ def _term(item: Any, task: Task) -> RewardTerm:
     )
 
 
+def check_new_names(terms: Sequence[RewardTerm], present: Collection[str]) -> None:
+    """Hold added terms to names that are not taken, so that no term hides another.
+
+    Raises:
+        ValueError: If a name is taken.
+    """
+    for term in terms:
+        if term.name in present:
+            raise ValueError(
+                f"There already is a reward term {term.name!r}: give the added one another name "
+                "with name=."
+            )
+
+
 def score_transcripts(term: RewardTerm, transcripts: Sequence[Transcript]) -> list[float]:
     """Return a term's weighted scores: one finite number for each transcript.
 
@@ -285,7 +303,7 @@ def score_transcripts(term: RewardTerm, transcripts: Sequence[Transcript]) -> li
         return [0.0] * len(transcripts)
     batch = [transcripts[i] for i in wanted]
     try:
-        raw = list(term.score(batch))
+        raw = _call(term, batch)
     except Exception as error:
         raise ValueError(
             f"The reward term {term.name!r} failed with {type(error).__name__}: {error} "
@@ -312,11 +330,18 @@ def score_transcripts(term: RewardTerm, transcripts: Sequence[Transcript]) -> li
     return scores
 
 
+def _call(term: RewardTerm, batch: Sequence[Transcript]) -> list[Any]:
+    raw: Any = term.score(batch)
+    if not isinstance(raw, Iterable):
+        raise TypeError(f"expected a list with a number for each transcript, got {raw!r}")
+    return list(raw)
+
+
 def _first_failure(term: RewardTerm, batch: Sequence[Transcript]) -> str:
     """Say which transcript a failing batch fails on."""
     for transcript in batch:
         try:
-            term.score([transcript])
+            _call(term, [transcript])
         except Exception:
             return f"example with prompt {transcript.prompt!r}, response {transcript.response!r}"
     return f"only on the whole batch of {len(batch)} transcripts"

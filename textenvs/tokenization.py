@@ -79,7 +79,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id if pad is None else pad)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...]
 ) -> tuple[TokenIds, ...]:

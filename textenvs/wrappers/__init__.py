@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from textenvs.rewards import RewardTerm, resolve_rewards, score_transcripts
+from textenvs.rewards import RewardTerm, check_new_names, resolve_rewards, score_transcripts
 
 __all__ = ["AddReward"]
 
@@ -33,6 +33,7 @@ class AddReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         """Step, and score the transcript if a turn ended."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         if "transcript" in info:
+            check_new_names(self.terms, info["reward_terms"])
             scores = {t.name: score_transcripts(t, [info["transcript"]])[0] for t in self.terms}
             info = {**info, "reward_terms": {**info["reward_terms"], **scores}}
             reward = float(reward) + sum(scores.values())

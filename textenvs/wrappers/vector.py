@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from textenvs.rewards import RewardTerm, resolve_rewards, score_transcripts
+from textenvs.rewards import RewardTerm, check_new_names, resolve_rewards, score_transcripts
 
 __all__ = ["AddReward"]
 
@@ -43,6 +43,7 @@ class AddReward(VectorWrapper, gym.utils.RecordConstructorArgs):
     def _add(self, info: dict[str, Any]) -> np.ndarray[Any, Any]:
         """Enter the terms into a batch's info and return what they add to each slot's reward."""
         ended = np.flatnonzero(info["_transcript"])
+        check_new_names(self.terms, info["reward_terms"])
         total = np.zeros(self.num_envs)
         for term in self.terms:
             scores = np.zeros(self.num_envs)

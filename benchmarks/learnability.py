@@ -1,0 +1,128 @@
+"""Does PPO learn each environment? Held-out reward before and after, several seeds, as a table.
+
+    python -m benchmarks.learnability --seeds 3 --jobs 2
+
+Every cell is a run of `textenvs train` with the tiny model on one CPU thread; "before" is the
+warm-started model. A run counts as learned if the held-out mean rose by more than two standard
+errors of the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import tyro
+
+from agents.cli import Train, make_plan
+
+# What differs from the command line's defaults. A label is one token, so its rollouts are short.
+SETTINGS = {
+    "TextGen-v0": Train("TextGen-v0"),
+    "Dialogue-v0": Train("Dialogue-v0", warm_start=2, timesteps=196_608, n_steps=192),
+    "Translation-v0": Train("Translation-v0", warm_start=4, timesteps=196_608, n_steps=64),
+    "TextClassification-v0": Train(
+        "TextClassification-v0",
+        warm_start=4,
+        timesteps=49_152,
+        n_steps=16,
+        batch_size=256,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    envs: tuple[str, ...] = tuple(SETTINGS)
+    """Which environments."""
+    seeds: int = 3
+    """How many seeds, from 0 on."""
+    jobs: int = 2
+    """How many runs at a time."""
+    out: Path = Path("benchmarks/results/learnability")
+    """Where the table goes, as .md and .json."""
+
+
+def run(settings: Train) -> dict[str, Any]:
+    """Train once in this process; return the run's summary."""
+    import torch
+
+    from agents import runs
+
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        options = replace(settings, device="cpu", progress=False)
+        summary = runs.train(
+            make_plan(options), Path(folder) / "run", asdict(options), lambda line: None, False
+        )
+    del summary["evaluations"]
+    return {**summary, "minutes": (time.perf_counter() - started) / 60}
+
+
+def learned(summary: dict[str, Any]) -> bool:
+    """Return whether the held-out reward rose by more than two standard errors."""
+    before, after = summary["before"], summary["after"]
+    error = math.hypot(before["standard_error"], after["standard_error"])
+    return bool(after["mean_reward"] - before["mean_reward"] > 2 * error)
+
+
+def table(summaries: list[dict[str, Any]]) -> str:
+    """Return the table in Markdown."""
+    lines = [
+        "| environment | seed | before | after | learned | success before, after | tokens | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for s in summaries:
+        cells = [f"{s[k]['mean_reward']:.3f} ± {s[k]['standard_error']:.3f}" for k in KEYS]
+        success = [s[k]["success_rate"] for k in KEYS]
+        shown = ", ".join("" if rate is None else f"{rate:.0%}" for rate in success)
+        lines.append(
+            f"| {s['env_id']} | {s['seed']} | {cells[0]} | {cells[1]} | "
+            f"{'yes' if learned(s) else 'no'} | {shown} | {s['timesteps']:,} | {s['minutes']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+KEYS = ("before", "after")
+
+
+def machine() -> str:
+    """Return what the figures were measured on."""
+    import torch
+    import transformers
+
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, one thread a run, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
+
+
+def main() -> None:
+    """Run everything and write the table."""
+    options = tyro.cli(Options)
+    todo = [
+        replace(SETTINGS[env], seed=seed) for env in options.envs for seed in range(options.seeds)
+    ]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(options.jobs) as pool:
+        summaries = list(pool.map(run, todo))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    head = f"# Learnability\n\n`python -m benchmarks.learnability` on {machine()}.\n\n"
+    options.out.with_suffix(".md").write_text(head + table(summaries))
+    options.out.with_suffix(".json").write_text(json.dumps(summaries, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

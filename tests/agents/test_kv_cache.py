@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from agents.backbones import CausalBackbone
+from agents.kv_cache import ALLOCATION_STEP
+from tests.agents.helpers import CONFIGS, VOCAB, gpt2, llama, policy_for, ragged, vec_env
+
+Rows = list[list[int]]
+
+
+class Counter:
+    """Counts the tokens that a backbone runs through its trunk."""
+
+    def __init__(self, backbone: CausalBackbone) -> None:
+        self.tokens = 0
+        self._trunk = backbone.trunk
+        backbone.trunk = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, **inputs: Any) -> th.Tensor:
+        self.tokens += inputs["input_ids"].numel()
+        return self._trunk(**inputs)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def backbone(request: pytest.FixtureRequest) -> Iterator[CausalBackbone]:
+    with th.random.fork_rng(), th.no_grad():
+        th.manual_seed(0)
+        yield CausalBackbone(CONFIGS[request.param](), VOCAB, 256)
+
+
+def check(backbone: CausalBackbone, rows: Rows) -> None:
+    """The memo must not show in the answer; each row alone, unpadded, is what is true."""
+    answer = backbone.last_hidden(*ragged(rows))
+    for row, hidden in zip(rows, answer, strict=True):
+        expected = backbone.trunk(input_ids=th.tensor([row]), use_cache=False)[0, -1]
+        assert (hidden - expected).abs().max() <= 1e-5
+
+
+def tokens(rng: np.random.Generator, length: int) -> list[int]:
+    return [int(token) for token in rng.integers(1, 50, length)]
+
+
+def test_context_matters(backbone: CausalBackbone) -> None:
+    # Or else the tests below could not fail.
+    first, second = backbone.last_hidden(*ragged([[1, 2, 3, 4], [9, 2, 3, 4]]))
+    assert (first - second).abs().max() > 1e-2
+
+
+def test_growing_rows(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(0)
+    rows = [tokens(rng, length) for length in (3, 1, 9)]
+    for _ in range(12):
+        check(backbone, rows)
+        for row in rows:
+            row += tokens(rng, 1)
+
+
+def test_ragged_resets(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(1)
+    rows = [tokens(rng, 4) for _ in range(5)]
+    for _ in range(40):
+        check(backbone, rows)
+        for i in range(len(rows)):
+            rows[i] = tokens(rng, rng.integers(1, 12)) if rng.random() < 0.2 else [*rows[i], 5]
+
+
+def test_dialogue_prompts_grow_by_several_tokens(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(2)
+    rows = [tokens(rng, 6) for _ in range(4)]
+    for _ in range(20):
+        check(backbone, rows)
+        for row in rows:
+            row += tokens(rng, 1 + int(rng.integers(9)) * (rng.random() < 0.3))
+
+
+def test_rows_shrink_and_stay(backbone: CausalBackbone) -> None:
+    long = [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]]
+    for rows in (long, [row[:3] for row in long], long, [long[0][:1], long[1]], long, long):
+        check(backbone, rows)
+
+
+@pytest.mark.parametrize("changed", [0, 2, 4, 5])
+def test_a_changed_token_is_seen_wherever_it_is(backbone: CausalBackbone, changed: int) -> None:
+    row = [1, 2, 3, 4, 5, 6]
+    check(backbone, [row, row])
+    other = [*row]
+    other[changed] = 40
+    check(backbone, [[*other, 7], [*row, 7]])
+    check(backbone, [[*row, 7], [*other, 7]])
+
+
+def test_padding_that_equals_tokens_is_no_prefix(backbone: CausalBackbone) -> None:
+    # `ragged` pads with 7: what was padding becomes tokens.
+    check(backbone, [[1, 2], [1, 2, 3, 4, 5]])
+    check(backbone, [[1, 2, 7, 7, 7], [1, 2, 3, 4, 5]])
+
+
+def test_rows_swap(backbone: CausalBackbone) -> None:
+    check(backbone, [[1, 2, 3], [4, 5, 6, 7]])
+    check(backbone, [[4, 5, 6, 7, 8], [1, 2, 3, 9]])
+
+
+def test_number_of_rows_changes(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(3)
+    for count in (3, 1, 5, 3):
+        check(backbone, [tokens(rng, 5) for _ in range(count)])
+
+
+@pytest.mark.parametrize("start", [ALLOCATION_STEP - 3, 2 * ALLOCATION_STEP - 2])
+def test_growth_over_the_allocation_step(backbone: CausalBackbone, start: int) -> None:
+    rng = np.random.default_rng(4)
+    rows = [tokens(rng, start), tokens(rng, 3), tokens(rng, start - 5)]
+    for step in range(8):
+        check(backbone, rows)
+        for row in rows:
+            row += tokens(rng, 1)
+        if step == 4:
+            rows[1] = tokens(rng, ALLOCATION_STEP)
+
+
+def test_jumps_over_the_allocation_step_and_back(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(5)
+    base = [tokens(rng, 200) for _ in range(3)]
+    for lengths in ((10, 20, 30), (130, 20, 64), (63, 64, 65), (10, 128, 127), (200, 190, 1)):
+        check(backbone, [row[:n] for row, n in zip(base, lengths, strict=True)])
+
+
+def test_random_histories(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(6)
+    base = [tokens(rng, 90) for _ in range(4)]
+    for _ in range(60):
+        rows = [row[: int(rng.integers(1, 90))] for row in base]
+        if rng.random() < 0.3:
+            rows[int(rng.integers(4))][-1] = 45
+        check(backbone, rows)
+
+
+@pytest.mark.parametrize("config", [gpt2, llama])
+def test_eager_attention(config: Any) -> None:
+    settings = config()
+    settings._attn_implementation = "eager"
+    with th.no_grad():
+        backbone = CausalBackbone(settings, VOCAB, 256)
+        assert backbone.config._attn_implementation == "eager"
+        for rows in ([[1, 2, 3], [4]], [[1, 2, 3, 9, 9, 9], [4, 5]], [[1, 2], [5, 5, 5]]):
+            check(backbone, rows)
+
+
+def test_a_known_prefix_costs_only_the_rest(backbone: CausalBackbone) -> None:
+    counter = Counter(backbone)
+
+    def cost(rows: Rows) -> int:
+        counter.tokens = 0
+        backbone.last_hidden(*ragged(rows))
+        return counter.tokens
+
+    first, second = [*range(1, 21)], [*range(21, 41)]
+    cost([first, second])
+    assert cost([[*first, 1], [*second, 1]]) == 2
+    # A reply of five tokens: four to be read before the last, in one row.
+    assert cost([[*first, 1, 2, 3, 4, 5, 6], [*second, 1, 2]]) == 2 + 4
+    # A reset: the other row is not read again.
+    assert cost([[50, 51, 52], [*second, 1, 2, 3]]) == 2 + 2
+    assert cost([[50, 51, 52], [*second, 1, 2, 3]]) == 2
+
+
+def memo_answer(backbone: CausalBackbone) -> th.Tensor:
+    return backbone.last_hidden(*ragged([[1, 2, 3, 4, 5]]))
+
+
+@pytest.mark.parametrize("how", ["step", "load", "replace", "single", "module"])
+def test_weights_that_change_drop_the_memo(backbone: CausalBackbone, how: str) -> None:
+    stale = memo_answer(backbone)
+    keys = [parameter for name, parameter in backbone.named_parameters() if "attn" in name]
+    with th.enable_grad():
+        if how == "step":
+            optimizer = th.optim.Adam(backbone.parameters(), lr=0.1)
+            backbone.trunk(input_ids=th.tensor([[1, 2, 3]]), use_cache=False).pow(
+                2
+            ).sum().backward()
+            optimizer.step()
+    if how == "load":
+        state = {name: value * 1.5 for name, value in backbone.state_dict().items()}
+        backbone.load_state_dict(state)
+    elif how == "replace":
+        keys[0].data = keys[0].data * 1.5
+    elif how == "single":
+        keys[0][0] *= 1.5
+    elif how == "module":
+        state = {name: value * 1.5 for name, value in backbone.state_dict().items()}
+        backbone.load_state_dict(state, assign=True)
+    fresh = backbone.last_hidden(*ragged([[1, 2, 3, 4, 5]]), memo=False)
+    assert (fresh - stale).abs().max() > 1e-3
+    assert (memo_answer(backbone) - fresh).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.AdamW, th.optim.SGD])
+def test_every_optimizer_step_is_noticed(optimizer: Any, fused: bool) -> None:
+    # A fused step does not change the version that PyTorch keeps of a parameter.
+    env = vec_env(num_envs=2)
+    policy = policy_for(env, optimizer_class=optimizer, optimizer_kwargs={"fused": fused})
+    policy.optimizer.param_groups[0]["lr"] = 0.5
+    observations = {key: th.as_tensor(value) for key, value in env.reset().items()}
+    with th.no_grad():
+        stale = policy.get_distribution(observations).log_probs
+    policy.evaluate_actions(observations, th.tensor([5, 6]))[1].sum().backward()
+    policy.optimizer.step()
+    with th.no_grad():
+        answer = policy.get_distribution(observations).log_probs
+        policy.use_cache = False
+        fresh = policy.get_distribution(observations).log_probs
+    assert (fresh - stale).abs().max() > 1e-2
+    assert (answer - fresh).abs().max() <= 1e-4
+
+
+def test_training_mode_drops_the_memo_even_if_nobody_could_tell() -> None:
+    env = vec_env(num_envs=2)
+    policy = policy_for(env)
+    observations = {key: th.as_tensor(value) for key, value in env.reset().items()}
+    with th.no_grad():
+        stale = policy.get_distribution(observations).log_probs
+        for parameter in policy.backbone.parameters():
+            parameter.data.mul_(1.5)  # which PyTorch keeps no count of
+        policy.set_training_mode(True)
+        policy.set_training_mode(False)
+        answer = policy.get_distribution(observations).log_probs
+        policy.use_cache = False
+        fresh = policy.get_distribution(observations).log_probs
+    assert (fresh - stale).abs().max() > 1e-2
+    assert (answer - fresh).abs().max() <= 1e-4

@@ -1,0 +1,71 @@
+"""What all tests share: no network, one thread, a Hugging Face tokenizer built on the spot."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything that reads them is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEXT = (
+    "The soup at the corner cafe was warm and full of flavour, and we loved every bite.",
+    "User: I would like to book a table for 4 people.\nAgent: What day would you like?",
+    "English: Today the small dog sees a cat.\nGerman: Heute sieht der kleine Hund eine Katze.",
+    "Review: It was far from great. A friend called it boring, but it was not.\nSentiment:",
+    "positive negative Booking: Friday, 7 pm, 4 people, Thai.",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep torch, in tests that import it, to one thread."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)
+    yield
+
+
+@pytest.fixture(scope="session")
+def hf_tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tokenizer like GPT-2's: byte-level BPE whose only special token is EOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXT, trainer)
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=end, eos_token=end, pad_token=end
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def hf_tokenizer(hf_tokenizer_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in that folder, whose padding is EOS."""
+    from transformers import AutoTokenizer
+
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(hf_tokenizer_path))
