@@ -43,7 +43,9 @@ class Train:
     warm_start: int = 8
     """How often to imitate the demonstrations before PPO. 0: not at all."""
     warm_start_learning_rate: float | None = None
-    """Default: 2e-3 for a model from nothing, 5e-5 for a pretrained one."""
+    """Default: 1e-3 for a model from nothing, 5e-5 for a pretrained one."""
+    warm_start_batch_size: int = 16
+    """Demonstrated episodes to a step."""
     num_envs: int = 64
     """Episodes side by side."""
     n_steps: int = 128
@@ -168,6 +170,7 @@ def list_environments(console: Console) -> None:
     from textenvs.registration import load_task
 
     table = Table("id", "task", "best return", "turns", "response budget")
+    table.columns[0].no_wrap = True
     for env_id in textenvs.task_ids():
         task = load_task(env_id)
         summary = (type(task).__doc__ or "").strip().split("\n")[0]
@@ -219,6 +222,7 @@ def make_plan(options: Train) -> Any:
         warm_start_kwargs={
             "passes": options.warm_start,
             "learning_rate": options.warm_start_learning_rate,
+            "batch_size": options.warm_start_batch_size,
         },
         seed=options.seed,
     )

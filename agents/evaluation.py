@@ -112,12 +112,14 @@ def evaluate_split(
     Args:
         model: An algorithm or a policy of SB3's kind.
         env: A text environment, single or vectorised; it is left as it is.
-        max_examples: Play only so many, evenly spread over the split. None: all.
+        max_examples: Play only so many, evenly spread over the split. At least 1; None: all.
         deterministic: Whether to take the most likely token each time.
         num_envs: How many examples to play at a time.
         seed: For the sampling of tokens and the users of dialogues; nobody else's generator is
             touched, so that evaluating a model in training changes nothing.
     """
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(f"max_examples must be at least 1, but it is {max_examples}.")
     engine: TextEngine = env.unwrapped.engine
     expected = getattr(model, "observation_space", engine.observation_space)
     if engine.observation_space != expected:

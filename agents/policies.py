@@ -175,11 +175,22 @@ class TransformerPolicy(ActorCriticPolicy):
         Args:
             directory: Where to; `AutoModelForCausalLM.from_pretrained` reads it.
             tokenizer: The tokenizer to write. None: the environment's, if `agents.PPO` set it.
+
+        Raises:
+            ValueError: If the folder holds something else, since it is replaced as a whole.
         """
         from safetensors.torch import save_file
 
+        directory = Path(directory)
+        if not (directory / VALUE_HEAD_FILE).exists() and (
+            directory.is_file() or (directory.is_dir() and any(directory.iterdir()))
+        ):
+            raise ValueError(
+                f"{directory} holds something that save_pretrained did not write and would "
+                "replace: choose a new or empty folder."
+            )
         tokenizer = tokenizer or self.tokenizer
-        with atomic_path(Path(directory)) as folder:
+        with atomic_path(directory) as folder:
             folder.mkdir()
             self.backbone.model.save_pretrained(folder)
             head = {k: v.detach().contiguous() for k, v in self.value_head.state_dict().items()}
@@ -221,6 +232,11 @@ class TransformerPolicy(ActorCriticPolicy):
             allowed = getattr(self.action_space, "allowed_tokens", None)
         if allowed is None:
             return th.zeros(0, dtype=th.bool)
+        if not allowed or min(allowed) < 0 or max(allowed) >= self.vocab_size:
+            raise ValueError(
+                f"allowed_tokens must be ids in [0, {self.vocab_size}), at least one, "
+                f"but they are {allowed}."
+            )
         mask = th.zeros(self.vocab_size, dtype=th.bool)
         mask[list(allowed)] = True
         return mask

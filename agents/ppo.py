@@ -14,6 +14,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
@@ -268,6 +269,25 @@ class PPO(stable_baselines3.PPO):
         if isinstance(self.policy, TransformerPolicy) and self.env is not None:
             self.policy.tokenizer = _tokenizer(self.env)
 
+    def set_parameters(
+        self,
+        load_path_or_dict: Any,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """Load parameters, as in SB3; those of a reference only if there is or will be one."""
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            params = load_from_zip_file(params, device=device, load_data=False)[1]
+        if "reference" in params and self.reference is None:
+            if self.is_text and self.kl_coef > 0:
+                self.set_reference()
+            else:
+                params = {name: value for name, value in params.items() if name != "reference"}
+        elif self.reference is not None and "reference" not in params:
+            params = {**params, "reference": self.reference.state_dict()}
+        super().set_parameters(params, exact_match, device)
+
     def _text_policy(self) -> TransformerPolicy:
         if not isinstance(self.policy, TransformerPolicy):
             raise TypeError(
@@ -289,10 +309,10 @@ class PPO(stable_baselines3.PPO):
 
 def _tokenizer(env: VecEnv) -> PreTrainedTokenizerBase | None:
     """Return the environment's tokenizer, if it has one."""
-    try:
-        return cast("PreTrainedTokenizerBase", env.get_attr("tokenizer", indices=[0])[0])
-    except AttributeError:
+    # To ask a subprocess for what it does not have would end it.
+    if not env.has_attr("tokenizer"):
         return None
+    return cast("PreTrainedTokenizerBase", env.get_attr("tokenizer", indices=[0])[0])
 
 
 def _check_kl(

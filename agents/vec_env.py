@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
+
+from textenvs.vector_env import TextVectorEnv
+
+# In next-step mode, too, these reset some of their slots when they are asked to.
+RESET_ANY_TIME = (SyncVectorEnv, AsyncVectorEnv, TextVectorEnv)
 
 
 class GymnasiumVecEnv(VecEnv):
@@ -21,26 +27,38 @@ class GymnasiumVecEnv(VecEnv):
 
     Args:
         env: The vector environment, of any autoreset mode.
+
+    Raises:
+        ValueError: If finished slots can only be reset by a further step of all slots.
     """
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
         self.env = env
-        mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self._same_step = AutoresetMode(mode) == AutoresetMode.SAME_STEP
+        mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self._same_step = mode == AutoresetMode.SAME_STEP
+        if mode == AutoresetMode.NEXT_STEP and not isinstance(env.unwrapped, RESET_ANY_TIME):
+            raise ValueError(
+                f"SB3 needs finished slots to be reset at once, but {env} resets them with the "
+                "next step: make it with another autoreset mode or vectorization_mode='sync'."
+            )
         self._actions: npt.NDArray[Any] = np.empty(0)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.metadata = env.metadata
 
     def reset(self) -> VecEnvObs:
         """Reset every slot."""
-        # The seeds that seed() or set_options() left are used once, as SB3 does.
-        seeds: Any = None if all(s is None for s in self._seeds) else list(self._seeds)
-        options = self._options[0] or None
-        observations, infos = self.env.reset(seed=seeds, options=options)
+        # What seed() and set_options() left is used once, as SB3 does.
+        if any(repr(options) != repr(self._options[0]) for options in self._options):
+            raise ValueError(
+                "A vector environment has the same options for all of its slots, but set_options "
+                f"was given different ones: {self._options}."
+            )
+        # Slot i gets the first seed + i, in SB3 as in Gymnasium.
+        observations, infos = self.env.reset(seed=self._seeds[0], options=self._options[0] or None)
         self.reset_infos = self._split(infos)
         self._reset_seeds()
         self._reset_options()
-        return cast("VecEnvObs", observations)
+        return self._own(observations)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Remember the actions."""
@@ -53,14 +71,18 @@ class GymnasiumVecEnv(VecEnv):
         split = self._split(infos)
         for slot in np.flatnonzero(dones):
             if self._same_step:
-                last = split[slot].pop("final_obs")
-                split[slot] = {**split[slot].pop("final_info"), "terminal_observation": last}
+                last, info = split[slot].pop("final_obs"), split[slot].pop("final_info")
+                self.reset_infos[slot] = split[slot]
+                split[slot] = {**info, "terminal_observation": last}
             else:
                 split[slot]["terminal_observation"] = _row(observations, int(slot))
             split[slot]["TimeLimit.truncated"] = bool(truncated[slot] and not terminated[slot])
         if dones.any() and not self._same_step:
-            observations, _ = self.env.reset(options={"reset_mask": dones})
-        return observations, np.asarray(rewards, dtype=np.float32), dones, split
+            observations, infos = self.env.reset(options={"reset_mask": dones})
+            for i, info in enumerate(self._split(infos)):
+                if dones[i]:
+                    self.reset_infos[i] = info
+        return self._own(observations), np.array(rewards, dtype=np.float32), dones, split
 
     def close(self) -> None:
         """Close the environment."""
@@ -69,17 +91,21 @@ class GymnasiumVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """Return an attribute of each slot; what the slots share is repeated."""
         slots = list(self._get_indices(indices))
-        for owner in (self.env, self.env.unwrapped):
-            if hasattr(owner, attr_name):
-                return [getattr(owner, attr_name)] * len(slots)
+        for name in (f"single_{attr_name}", attr_name):  # a slot's own space, not the batch's
+            for owner in (self.env, self.env.unwrapped):
+                if hasattr(owner, name):
+                    return [getattr(owner, name)] * len(slots)
         base: Any = self.env.unwrapped
-        if hasattr(base, "get_attr"):
-            values = base.get_attr(attr_name)
+        if hasattr(base, "call"):
+            # Gymnasium's own get_attr would call what is callable, such as a tokenizer.
+            values = base.call("get_wrapper_attr", attr_name)
             return [values[slot] for slot in slots]
         raise AttributeError(f"{base} has no attribute {attr_name!r}.")
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Set an attribute of every slot."""
+        if len(list(self._get_indices(indices))) < self.num_envs:
+            raise ValueError(f"{attr_name} can only be set for all slots: leave indices out.")
         base: Any = self.env.unwrapped
         if hasattr(base, "set_attr"):
             base.set_attr(attr_name, value)
@@ -109,6 +135,11 @@ class GymnasiumVecEnv(VecEnv):
     def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
         """Return no images: text is rendered as text."""
         return [None] * self.num_envs
+
+    def _own(self, observations: Any) -> VecEnvObs:
+        """Return observations that the next step does not change."""
+        copied = getattr(self.env.unwrapped, "copy", True)
+        return cast("VecEnvObs", observations if copied else deepcopy(observations))
 
     def _split(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         """Return each slot's own info out of a batch's; most slots have none."""

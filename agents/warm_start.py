@@ -7,7 +7,7 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import transformers
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (
+    PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -28,39 +29,47 @@ from transformers import (
 from agents.files import atomic_path
 from agents.policies import TransformerPolicy
 from textenvs.engine import TextEngine
-from textenvs.playing import ScriptedAgent, play
+from textenvs.playing import Episode, ScriptedAgent, play
+from textenvs.tokenization import TokenIds
 
 IGNORED = -100  # the label of tokens that are not learned
 
 
 class DemonstrationDataset(th.utils.data.Dataset[dict[str, th.Tensor]]):
-    """Turns of demonstrated episodes: the prompt is read, the response is learned.
+    """Demonstrated episodes, one sequence each: all of it is read, the responses are learned.
 
     Args:
-        turns: (prompt, response) as token ids.
+        episodes: Finished episodes, with their turns as token ids.
     """
 
-    def __init__(self, turns: list[tuple[Any, Any]]) -> None:
-        self._turns = turns
+    def __init__(self, episodes: Iterable[Episode]) -> None:
+        self._items = [_tokens_and_labels(episode) for episode in episodes]
 
     def __len__(self) -> int:
-        """Return the number of turns."""
-        return len(self._turns)
+        """Return the number of episodes."""
+        return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, th.Tensor]:
-        """Return `input_ids` and `labels`."""
-        prompt, response = self._turns[index]
-        return {
-            "input_ids": th.as_tensor(np.concatenate([prompt, response])),
-            "labels": th.as_tensor(np.concatenate([np.full(len(prompt), IGNORED), response])),
-        }
+        """Return `input_ids` and `labels`, (tokens,)."""
+        tokens, labels = self._items[index]
+        return {"input_ids": th.as_tensor(tokens), "labels": th.as_tensor(labels)}
 
     def digest(self) -> str:
         """Return a hash of the content."""
         digest = hashlib.sha256()
-        for prompt, response in self._turns:
-            digest.update(prompt.tobytes() + b"|" + response.tobytes() + b"\n")
+        for tokens, labels in self._items:
+            digest.update(tokens.tobytes() + labels.tobytes() + b"\n")
         return digest.hexdigest()
+
+
+def _tokens_and_labels(episode: Episode) -> tuple[TokenIds, TokenIds]:
+    """Return an episode's tokens, and the same with everything ignored but the responses."""
+    prompt, response = episode.turns[-1]
+    tokens = np.concatenate([prompt, response])
+    labels = np.full_like(tokens, IGNORED)
+    for prompt, response in episode.turns:
+        labels[len(prompt) : len(prompt) + len(response)] = response
+    return tokens, labels
 
 
 def demonstrations(engine: TextEngine, passes: int, seed: int = 0) -> DemonstrationDataset:
@@ -68,21 +77,19 @@ def demonstrations(engine: TextEngine, passes: int, seed: int = 0) -> Demonstrat
     quiet = engine.with_slots(min(64, len(engine.examples)))
     quiet.terms = []
     agent = ScriptedAgent(engine.task.demonstrate, seed)
-    examples = list(range(len(engine.examples)))
-    turns = [
-        turn
+    examples = range(len(engine.examples))
+    return DemonstrationDataset(
+        episode
         for number in range(passes)
         for episode in play(quiet, agent, examples, seed + number)
-        for turn in episode.turns
-    ]
-    return DemonstrationDataset(turns)
+    )
 
 
 def warm_start(
     model: Any,
     passes: int = 3,
     learning_rate: float | None = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     progress: bool = True,
     cache: bool | Path = True,
     seed: int = 0,
@@ -97,9 +104,9 @@ def warm_start(
             environment.
         passes: How often each example is demonstrated. A demonstrator that varies (most do) says
             something else each time. 0: do nothing.
-        learning_rate: Its peak; it falls to 0 linearly. None: 2e-3 for a model that was
+        learning_rate: Its peak; it falls to 0 linearly. None: 1e-3 for a model that was
             initialised at random, 5e-5 for a pretrained one.
-        batch_size: Demonstrated turns to a step.
+        batch_size: Demonstrated episodes to a step.
         progress: Whether to show a progress bar.
         cache: Whether to keep the result, or where to.
         seed: For the demonstrator and the order of the data.
@@ -112,7 +119,7 @@ def warm_start(
     if passes == 0:
         return
     if learning_rate is None:
-        learning_rate = 5e-5 if policy.pretrained else 2e-3
+        learning_rate = 5e-5 if policy.pretrained else 1e-3
     data = demonstrations(model.env.get_attr("engine", indices=[0])[0], passes, seed)
     settings = {"learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     network = policy.backbone.model
@@ -150,7 +157,7 @@ def preserved_generators() -> Iterator[None]:
 
 
 def _fit(
-    network: th.nn.Module,
+    network: PreTrainedModel,
     data: DemonstrationDataset,
     learning_rate: float,
     batch_size: int,
@@ -170,6 +177,7 @@ def _fit(
                 warmup_steps=20,
                 seed=seed,
                 use_cpu=device.type == "cpu",
+                use_cache=bool(network.config.use_cache),  # or it is off in the model for good
                 report_to="none",
                 save_strategy="no",
                 logging_strategy="no",
@@ -215,10 +223,11 @@ def _collate(items: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
     }
 
 
-def _key(network: th.nn.Module, data: DemonstrationDataset, settings: Mapping[str, Any]) -> str:
+def _key(network: PreTrainedModel, data: DemonstrationDataset, settings: Mapping[str, Any]) -> str:
     """Return a name for the result: model, data, settings, versions of what computes it."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(f"{transformers.__version__} {th.__version__} {data.digest()}".encode())
+    digest.update(network.config.to_json_string().encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(th.uint8).numpy().tobytes())

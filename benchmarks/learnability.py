@@ -14,8 +14,9 @@ import math
 import os
 import platform
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,8 +28,8 @@ from agents.cli import Train, make_plan
 # What differs from the command line's defaults. A label is one token, so its rollouts are short.
 SETTINGS = {
     "TextGen-v0": Train("TextGen-v0"),
-    "Dialogue-v0": Train("Dialogue-v0", warm_start=2, timesteps=196_608, n_steps=192),
-    "Translation-v0": Train("Translation-v0", warm_start=4, timesteps=196_608, n_steps=64),
+    "Dialogue-v0": Train("Dialogue-v0", warm_start=1, timesteps=131_072),
+    "Translation-v0": Train("Translation-v0", warm_start=4),
     "TextClassification-v0": Train(
         "TextClassification-v0",
         warm_start=4,
@@ -80,7 +81,7 @@ def learned(summary: dict[str, Any]) -> bool:
 def table(summaries: list[dict[str, Any]]) -> str:
     """Return the table in Markdown."""
     lines = [
-        "| environment | seed | before | after | learned | success before, after | tokens | minutes |",
+        "| environment | seed | before | after | learned | success | tokens | minutes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for s in summaries:
@@ -116,12 +117,14 @@ def main() -> None:
         replace(SETTINGS[env], seed=seed) for env in options.envs for seed in range(options.seeds)
     ]
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(options.jobs) as pool:
-        summaries = list(pool.map(run, todo))
+    summaries: list[dict[str, Any]] = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     head = f"# Learnability\n\n`python -m benchmarks.learnability` on {machine()}.\n\n"
-    options.out.with_suffix(".md").write_text(head + table(summaries))
-    options.out.with_suffix(".json").write_text(json.dumps(summaries, indent=2) + "\n")
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run, settings) for settings in todo]):
+            summaries = sorted([*summaries, done.result()], key=lambda s: (s["env_id"], s["seed"]))
+            options.out.with_suffix(".md").write_text(head + table(summaries))
+            options.out.with_suffix(".json").write_text(json.dumps(summaries, indent=2) + "\n")
 
 
 if __name__ == "__main__":

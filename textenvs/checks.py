@@ -18,7 +18,8 @@ def check_text_env(env: gym.Env[Any, Any], episodes: int = 3, seed: int = 0) -> 
     """Play a few random episodes and hold the environment to the contract of a text environment.
 
     Args:
-        env: The environment; wrappers are welcome as long as observations and info pass through.
+        env: The environment; wrappers are welcome as long as observations pass through and the
+            reward stays the sum of its terms.
         episodes: How many episodes to play, of which the first ends its turns with EOS at once.
         seed: The seed for the environment and the random agent.
 
@@ -60,10 +61,12 @@ def _check_spaces(env: gym.Env[Any, Any]) -> None:
 
 
 def _check_observation(env: gym.Env[Any, Any], observation: Any) -> None:
-    _expect(
-        env.observation_space.contains(observation),
-        f"the observation {observation} is not in the observation space",
-    )
+    boxes: Any = env.observation_space
+    for key, box in boxes.items():
+        _expect(
+            key in observation and box.contains(observation[key]),
+            f"{key} is {observation.get(key)}, which is not in the observation space's {box}",
+        )
     space: Any = env.unwrapped.action_space
     for key, length_key in KEYS.items():
         padding = observation[key][int(observation[length_key][0]) :]

@@ -39,7 +39,7 @@ def load_examples(
             that lacks a field.
         TypeError: If `dataset` is of another type.
     """
-    match = _SPLIT.match(split)
+    match = _SPLIT.match(str(split))
     if match is None:
         raise ValueError(f"split must look like 'train' or 'train[:90%]', but it is {split!r}.")
     name = match["name"]

@@ -304,6 +304,12 @@ class TextEngine:
     def _allowed_tokens(self, choices: Sequence[TokenIds]) -> set[int] | None:
         if not choices:
             return None
+        for text, choice in zip(self.task.choices or (), choices, strict=True):
+            if len(choice) > self.max_new_tokens:
+                raise ValueError(
+                    f"max_new_tokens={self.max_new_tokens} is too few for the choice {text!r}, "
+                    f"which takes {len(choice)}."
+                )
         allowed = {int(token) for choice in choices for token in choice}
         one_length = {len(choice) for choice in choices} == {self.max_new_tokens}
         return allowed if one_length else allowed | {self.eos_token_id}
@@ -327,6 +333,6 @@ def _budget(name: str, given: int | None, default: Any) -> Any:
     """Return a token budget, or the default if none is given."""
     if given is None:
         return default
-    if int(given) != given or given < 1:
+    if not isinstance(given, (int, np.integer)) or given < 1:
         raise ValueError(f"{name} must be a positive integer, but it is {given!r}.")
     return int(given)

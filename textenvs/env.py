@@ -77,7 +77,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(
+            # A TypeError, since SB3 asks for "rgb_array" and, after one, does without.
+            raise TypeError(
                 f"render_mode must be None, 'ansi' or 'human', but it is {render_mode!r}."
             )
         self.engine = TextEngine(

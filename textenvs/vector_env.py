@@ -90,7 +90,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps
-        self._copy = copy
+        self.copy = copy
         self._rngs: list[np.random.Generator] = []
         self._seeds: list[int | None] = []
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
@@ -243,4 +243,4 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         return cast("Mask", mask)
 
     def _observation(self) -> Observation:
-        return deepcopy(self.engine.observations) if self._copy else self.engine.observations
+        return deepcopy(self.engine.observations) if self.copy else self.engine.observations

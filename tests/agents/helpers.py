@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
-from transformers import GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import GPT2Config, LlamaConfig
 
 import textenvs  # noqa: F401 (registers the ids)
 from agents import GymnasiumVecEnv, TransformerPolicy
@@ -58,12 +58,12 @@ def llama(**changes: Any) -> LlamaConfig:
 CONFIGS = {"gpt2": gpt2, "llama": llama}
 
 
-def vec_env(env_id: str = "TextGen-v0", num_envs: int = 4, **kwargs: Any) -> GymnasiumVecEnv:
+def vec_env(env_id: str = "TextGen-v0", num_envs: int = 4, **kwargs: Any) -> Any:
     """The native vector environment in SB3's clothes."""
     return GymnasiumVecEnv(gym.make_vec(env_id, num_envs=num_envs, **kwargs))
 
 
-def policy_for(env: Any, config: PretrainedConfig | None = None, **kwargs: Any) -> Any:
+def policy_for(env: Any, config: Any = None, **kwargs: Any) -> Any:
     """A policy of the tiny GPT-2 (or another config), with the same weights each time."""
     with th.random.fork_rng():
         th.manual_seed(0)
@@ -102,7 +102,8 @@ def roll_out(policy: Any, env: Any, steps: int, deterministic: bool = False) -> 
             actions, values, log_probs = policy(tensors, deterministic)
             obs, _, dones, _ = env.step(actions.numpy())
             record.append((actions.numpy(), log_probs.numpy(), values[:, 0].numpy(), dones))
-    return Rollout(*(np.stack(column) for column in zip(*record, strict=True)), observations)
+    actions, log_probs, values, dones = (np.stack(column) for column in zip(*record, strict=True))
+    return Rollout(actions, log_probs, values, dones, observations)
 
 
 def ragged(rows: list[list[int]]) -> tuple[th.Tensor, th.Tensor]:

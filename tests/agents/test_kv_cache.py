@@ -20,7 +20,7 @@ class Counter:
     def __init__(self, backbone: CausalBackbone) -> None:
         self.tokens = 0
         self._trunk = backbone.trunk
-        backbone.trunk = self  # type: ignore[method-assign, assignment]
+        backbone.trunk = self  # type: ignore[method-assign]
 
     def __call__(self, **inputs: Any) -> th.Tensor:
         self.tokens += inputs["input_ids"].numel()
@@ -67,7 +67,7 @@ def test_ragged_resets(backbone: CausalBackbone) -> None:
     for _ in range(40):
         check(backbone, rows)
         for i in range(len(rows)):
-            rows[i] = tokens(rng, rng.integers(1, 12)) if rng.random() < 0.2 else [*rows[i], 5]
+            rows[i] = tokens(rng, int(rng.integers(1, 12))) if rng.random() < 0.2 else [*rows[i], 5]
 
 
 def test_dialogue_prompts_grow_by_several_tokens(backbone: CausalBackbone) -> None:

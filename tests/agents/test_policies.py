@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from agents import PPO, SequenceRolloutBuffer, TransformerPolicy
 from tests.agents.helpers import (
     CONFIGS,
+    EOS,
     FEW,
     VOCAB,
     Rollout,
@@ -56,8 +57,9 @@ def test_cached_rollout_is_the_uncached_one(config: str, env_id: str, determinis
     assert np.abs(cached.log_probs - uncached.log_probs).max() < 1e-5
     assert np.abs(cached.values - uncached.values).max() < 1e-5
     if not deterministic:  # the episodes are ragged
-        assert len(set(cached.dones.sum(axis=0)) | {0, 1}) > 2
-        assert cached.dones.any(axis=1).sum() > cached.dones.sum(axis=0).max()
+        lengths = np.stack([obs["response_length"][:, 0] for obs in cached.observations])
+        assert (np.ptp(lengths, axis=1) > 3).mean() > 0.5
+        assert cached.dones.sum() > 2
 
 
 @pytest.mark.parametrize("config", ["gpt2", "llama"])
@@ -164,7 +166,7 @@ def test_padded_vocabulary_is_never_sampled(config: str) -> None:
         rollout = roll_out(policy, env, 30, deterministic)
         assert rollout.actions.max() < VOCAB
     obs = obs_as_tensor(rollout.observations[-1], CPU)
-    log_probs = policy.get_distribution(obs).log_probs
+    log_probs = policy.get_distribution(obs).log_probs.detach()
     assert log_probs.shape == (4, VOCAB)
     assert log_probs.exp().sum(-1) == pytest.approx([1] * 4, abs=1e-4)
 
@@ -237,16 +239,16 @@ def test_predict_single_and_batched() -> None:
 def test_saved_folder_is_an_ordinary_one(config: str, tmp_path: Path) -> None:
     env = vec_env(num_envs=2)
     policy = policy_for(env, CONFIGS[config](), temperature=0.5)
-    tokenizer = env.env.unwrapped.tokenizer  # type: ignore[attr-defined]
+    tokenizer = env.env.unwrapped.tokenizer
     policy.save_pretrained(tmp_path / "model", tokenizer)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "model")
     ids = loaded("The food was good.", return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == tokenizer.encode("The food was good.")
-    assert loaded.eos_token_id == EOS_ID and len(loaded) == VOCAB
+    assert loaded.eos_token_id == EOS and len(loaded) == VOCAB
     with th.no_grad():
         assert th.equal(model(ids).logits, policy.backbone.model(ids).logits)
-    again = policy_for(env, tmp_path / "model", temperature=0.5)  # type: ignore[arg-type]
+    again = policy_for(env, tmp_path / "model", temperature=0.5)
     assert again.pretrained and not policy.pretrained
     assert th.equal(roll_log_probs(again, env), roll_log_probs(policy, env))
 
@@ -304,15 +306,15 @@ def test_policy_saves_and_loads_by_itself(tmp_path: Path) -> None:
 def test_episodes_equal_generation_by_transformers() -> None:
     env = vec_env(num_envs=3)
     policy = policy_for(env, llama())
-    engine: TextEngine = env.env.unwrapped.engine  # type: ignore[attr-defined]
+    engine: TextEngine = env.env.unwrapped.engine
 
-    def greedy(_: TextEngine, observations: Any) -> Any:
+    def greedy(engine: TextEngine, observations: Any) -> Any:
         return policy.predict(observations, deterministic=True)[0]
 
     for episode in play(engine.with_slots(3), greedy, range(6)):
         ((prompt, response),) = episode.turns
         generated = policy.backbone.model.generate(
-            th.tensor([prompt]),
+            th.tensor(prompt)[None, :],
             attention_mask=th.ones(1, len(prompt), dtype=th.long),
             max_new_tokens=engine.max_new_tokens,
             do_sample=False,
@@ -332,7 +334,7 @@ def test_budgets_beyond_the_positions() -> None:
     env = vec_env(max_prompt_tokens=30, max_new_tokens=20)
     policy_for(env, gpt2(n_positions=50))
     for config in (gpt2(n_positions=49), llama(max_position_embeddings=49)):
-        with pytest.raises(ValueError, match="50 tokens, .* only 49 positions"):
+        with pytest.raises(ValueError, match=r"50 tokens, .* only 49 positions"):
             policy_for(env, config)
 
 
@@ -344,7 +346,7 @@ def test_module_as_model() -> None:
 
 def test_model_that_is_nowhere(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No causal language model could be loaded from"):
-        policy_for(vec_env(), str(tmp_path / "nothing"))  # type: ignore[arg-type]
+        policy_for(vec_env(), str(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize("allowed", [[], [VOCAB], [-1]])

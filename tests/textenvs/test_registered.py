@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import pickle
+import importlib
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import textenvs
-from tests.textenvs.toys import random_actions
+from tests.textenvs.toys import random_actions, same
 from textenvs.checks import check_text_env
 from textenvs.env import TextEnv
-from textenvs.registration import BUILTIN_TASKS
+from textenvs.registration import BUILTIN_TASKS, load_task
 from textenvs.vector_env import TextVectorEnv
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 MODES = list(AutoresetMode)
 # Short enough for episodes to end by EOS and by their budgets in a few steps.
 BUDGET = 9
-SLOTS = 3
+SLOTS = 2
 # Within a turn for single-turn tasks, across turns for a dialogue.
 STEP_LIMIT = {"Dialogue-v0": 15}
 
@@ -38,10 +35,11 @@ every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: str(mode.va
 
 
 @pytest.fixture(params=["embedded", "hf"])
-def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase | None:
-    if request.param == "embedded":
-        return None
-    return cast("PreTrainedTokenizerBase", request.getfixturevalue("hf_tokenizer"))
+def tokenizer(request: pytest.FixtureRequest) -> str | None:
+    """The embedded tokenizer, and a Hugging Face one by its path."""
+    return (
+        None if request.param == "embedded" else str(request.getfixturevalue("hf_tokenizer_path"))
+    )
 
 
 @pytest.fixture
@@ -79,21 +77,17 @@ def test_the_ids_are_registered() -> None:
 
 
 @every_id
-def test_gymnasium_check_env(
-    env_id: str, tokenizer: PreTrainedTokenizerBase | None, no_warnings: None
-) -> None:
+def test_gymnasium_check_env(env_id: str, tokenizer: str | None, no_warnings: None) -> None:
     check_env(gym.make(env_id, tokenizer=tokenizer).unwrapped)
 
 
 @every_id
-def test_sb3_check_env(
-    env_id: str, tokenizer: PreTrainedTokenizerBase | None, no_warnings: None
-) -> None:
+def test_sb3_check_env(env_id: str, tokenizer: str | None, no_warnings: None) -> None:
     check_env_for_sb3(gym.make(env_id, tokenizer=tokenizer))
 
 
 @every_id
-def test_check_text_env(env_id: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def test_check_text_env(env_id: str, tokenizer: str | None) -> None:
     check_text_env(gym.make(env_id, tokenizer=tokenizer), episodes=5)
 
 
@@ -130,7 +124,7 @@ def test_vector_env_api(
         assert ("example" in ended) == terminated.any()
         dones += int(terminated.sum())
     assert dones > 0
-    env.close()  # type: ignore[no-untyped-call]
+    env.close()
 
 
 @every_id
@@ -140,28 +134,30 @@ def test_native_equals_gymnasium_sync(
     env_id: str,
     mode: AutoresetMode,
     limited: bool,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: str | None,
 ) -> None:
-    """2,000 steps: observations, rewards, flags, and infos with what episodes ended with."""
+    """2,000 steps, half of them limited: results and infos, with what episodes ended with."""
     limit = step_limit(env_id) if limited else None
+    task = BUILTIN_TASKS[env_id]
     kwargs: dict[str, Any] = {"tokenizer": tokenizer, "max_new_tokens": BUDGET}
-    native = TextVectorEnv(
-        BUILTIN_TASKS[env_id], SLOTS, max_episode_steps=limit, autoreset_mode=mode, **kwargs
-    )
-    sync = SyncVectorEnv(
-        [lambda: gym.make(env_id, max_episode_steps=limit or -1, **kwargs)] * SLOTS,
-        autoreset_mode=mode,
-    )
+    kwargs["dataset"] = load_task(task).examples("test")
+
+    def single() -> gym.Env[Any, Any]:
+        env = TextEnv(task, **kwargs)
+        return env if limit is None else TimeLimit(env, limit)
+
+    native = TextVectorEnv(task, SLOTS, max_episode_steps=limit, autoreset_mode=mode, **kwargs)
+    sync = SyncVectorEnv([single] * SLOTS, autoreset_mode=mode)
     assert native.observation_space == sync.observation_space
     assert native.action_space == sync.action_space
     assert native.single_action_space == sync.single_action_space
-    assert data_equivalence(native.reset(seed=7), sync.reset(seed=7))
+    assert same(native.reset(seed=7), sync.reset(seed=7))
     rng = np.random.default_rng(1)
     seen = {"eos": 0, "budget": 0, "truncated": 0}
     for _ in range(1000):
         actions = random_actions(rng, space_of(native), SLOTS)
         ours, theirs = step_all(native, actions), step_all(sync, actions)
-        assert data_equivalence(ours, theirs)
+        assert same(ours, theirs)
         info = ours[4]["final_info"] if "final_info" in ours[4] else ours[4]
         for transcript in info.get("transcript", ()):
             if transcript is not None:
@@ -174,7 +170,7 @@ def test_native_equals_gymnasium_sync(
 
 
 @every_id
-def test_native_equals_single_envs(env_id: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def test_native_equals_single_envs(env_id: str, tokenizer: str | None) -> None:
     """The same without Gymnasium's vector envs in between."""
     kwargs: dict[str, Any] = {"tokenizer": tokenizer, "max_new_tokens": BUDGET}
     native = gym.make_vec(env_id, num_envs=SLOTS, autoreset_mode="Disabled", **kwargs)
@@ -214,35 +210,32 @@ def run(env: gym.Env[Any, Any], seed: int | None, steps: int = 60) -> list[Any]:
 def test_same_seed_same_run_and_another_seed_another(env_id: str) -> None:
     first, second = gym.make(env_id), gym.make(env_id)
     run(second, seed=5)  # what was played before does not matter
-    assert data_equivalence(run(first, seed=3), run(second, seed=3))
-    assert not data_equivalence(run(first, seed=3), run(second, seed=4))
+    assert same(run(first, seed=3), run(second, seed=3))
+    assert not same(run(first, seed=3), run(second, seed=4))
 
 
 @every_id
 def test_interleaved_envs_and_global_generators_do_not_matter(env_id: str) -> None:
     alone = run(gym.make(env_id), seed=3)
-    before = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
+    np.random.seed(5)
+    state = repr(np.random.get_state())
     first, second = gym.make(env_id), gym.make(env_id)
     first.reset(seed=3)
     run(second, seed=9)
-    np.random.seed(0)
-    assert data_equivalence(run(first, seed=3), alone)
-    np.random.seed(0)
-    after = np.random.get_state()[1]  # type: ignore[index]
-    run(second, seed=None if second.reset() else None)
-    assert np.array_equal(np.random.get_state()[1], after)  # type: ignore[index]
-    assert before.shape == np.shape(after)
+    assert same(run(first, seed=3), alone)
+    assert repr(np.random.get_state()) == state
 
 
 @every_id
-@pytest.mark.parametrize("module", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
-def test_pickling_in_the_middle_of_an_episode(env_id: str, module: Any) -> None:
+@pytest.mark.parametrize("module_name", ["pickle", "cloudpickle"])
+def test_pickling_in_the_middle_of_an_episode(env_id: str, module_name: str) -> None:
+    module = importlib.import_module(module_name)
     env = gym.make(env_id).unwrapped
     env.reset(seed=0)
     if env_id != "TextClassification-v0":
         env.step(5)
     twin = module.loads(module.dumps(env))
-    assert data_equivalence(run(env, seed=None), run(twin, seed=None))
+    assert same(run(env, seed=None), run(twin, seed=None))
 
 
 @every_id
@@ -255,7 +248,7 @@ def test_spec_round_trip(env_id: str) -> None:
         assert twin.observation_space == env.observation_space
         assert twin.unwrapped.engine.split == "test"
         assert twin.spec is not None and twin.spec.max_episode_steps == 5
-        assert data_equivalence(twin.reset(seed=1), env.reset(seed=1))
+        assert same(twin.reset(seed=1), env.reset(seed=1))
     vector = gym.make_vec(env_id, num_envs=2, max_new_tokens=BUDGET)
     assert vector.spec is not None
     again = gym.make_vec(vector.spec)

@@ -85,3 +85,20 @@ def random_actions(rng: np.random.Generator, space: Any, count: int) -> npt.NDAr
     """Return random tokens, one in ten EOS; `space` is a `TokenSpace`."""
     actions = rng.integers(space.n, size=count)
     return np.where(rng.random(count) < 0.1, space.eos_token_id, actions)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two nested results are equal in types, shapes, dtypes and values."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, np.ndarray):
+        if first.dtype != second.dtype or first.shape != second.shape:
+            return False
+        if first.dtype == object:
+            return all(map(same, first, second))
+        return bool(first.tobytes() == second.tobytes())
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, (tuple, list)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)

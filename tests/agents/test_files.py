@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agents.files import atomic_path, write_text
+
+
+def test_file_is_replaced_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "notes.txt"
+    write_text(path, "old")
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent and temporary.suffix == path.suffix
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for name in ("old", "new"):
+        with atomic_path(path) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [file.name for file in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_failing_block_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "notes.txt"
+    write_text(path, "old")
+    with pytest.raises(error), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_failing_block_leaves_the_old_folder(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "weights").write_text("old")
+    with pytest.raises(OSError), atomic_path(path) as temporary:
+        temporary.mkdir()
+        (temporary / "weights").write_text("half")
+        raise OSError
+    assert (path / "weights").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_failing_block_leaves_nothing_where_there_was_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError), atomic_path(tmp_path / "notes.txt") as temporary:
+        temporary.write_text("half")
+        raise OSError
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    left = tmp_path / f".model.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "weights").write_text("half")
+    with atomic_path(path) as temporary:
+        assert temporary == left
+        temporary.mkdir()
+    assert list(path.iterdir()) == [] and list(tmp_path.iterdir()) == [path]
