@@ -203,6 +203,15 @@ class PPO(stable_baselines3.PPO):
             if self.env is not None:
                 self.policy.tokenizer = _tokenizer(self.env)
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """Reckon schedules for text from where a rollout began.
+
+        SB3 reckons from where it ended, so a rate that falls to 0 would waste the last update.
+        """
+        if self.is_text:
+            num_timesteps -= self.n_steps * self.n_envs
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+
     def _setup_learn(
         self,
         total_timesteps: int,

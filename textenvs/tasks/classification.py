@@ -13,7 +13,7 @@ from textenvs.tasks.classification_reviews import sample_review
 from textenvs.tasks.splits import split_examples
 
 NUM_REVIEWS = 4000
-DEMONSTRATION_ACCURACY = 0.8
+DEMONSTRATION_ACCURACY = 0.9
 
 
 class TextClassification(Task):
@@ -106,7 +106,7 @@ class TextClassification(Task):
         return transcript.response == self.label(transcript.example)
 
     def demonstrate(self, example: Example, turns: Sequence[Turn], rng: np.random.Generator) -> str:
-        """Return the label with probability 0.8, else another one: a warm start is not perfect."""
+        """Return the label with probability 0.9, else another one: a warm start is not perfect."""
         label = self.label(example)
         if rng.random() < DEMONSTRATION_ACCURACY:
             return label
