@@ -2,10 +2,10 @@
 
 from agents.buffers import SequenceRolloutBuffer
 from agents.evaluation import evaluate_split
+from agents.imitation import warm_start
 from agents.policies import TransformerPolicy
 from agents.ppo import PPO
 from agents.vec_env import GymnasiumVecEnv
-from agents.warm_start import warm_start
 
 __all__ = [
     "PPO",

@@ -115,6 +115,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self, last_values: th.Tensor, dones: npt.NDArray[np.bool_]
     ) -> None:
         """Compute the advantages as SB3 does; the arguments are kept for a second time."""
+        if not (np.isfinite(self.log_probs).all() and np.isfinite(self.values).all()):
+            raise ValueError(
+                "The policy's log-probabilities or values are no longer finite: training has "
+                "diverged. Lower learning_rate, or raise kl_coef."
+            )
         self.last_values, self.last_dones = last_values, dones
         for env in range(self.n_envs):
             self._close(env)

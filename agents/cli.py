@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -274,7 +275,10 @@ def escaped(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and run it; a user's mistake ends with its message alone."""
+    """Parse the command line and run it.
+
+    A user's mistake ends with its message alone; TEXTENVS_TRACEBACK=1 shows where it came from.
+    """
     sys.path.insert(0, "")  # so that a Task in the working directory is found
     options = tyro.cli(
         Annotated[Train, tyro.conf.subcommand("train")]
@@ -292,7 +296,12 @@ def main(arguments: list[str] | None = None) -> None:
             evaluate(options, console)
         else:
             list_environments(console)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted.")
+        raise SystemExit(130) from None
     except (ValueError, TypeError) as error:
+        if os.environ.get("TEXTENVS_TRACEBACK"):
+            raise
         Console(stderr=True).print(f"[red]Error:[/red] {escaped(str(error))}", highlight=False)
         raise SystemExit(2) from error
 

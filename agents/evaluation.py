@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 
+from agents.vec_env import engine_of
 from textenvs.engine import Observation, TextEngine
 from textenvs.playing import Episode, play
 
@@ -111,7 +112,7 @@ def evaluate_split(
 
     Args:
         model: An algorithm or a policy of SB3's kind.
-        env: A text environment, single or vectorised; it is left as it is.
+        env: A text environment, single or vectorised, Gymnasium's or SB3's; it is left as it is.
         max_examples: Play only so many, evenly spread over the split. At least 1; None: all.
         deterministic: Whether to take the most likely token each time.
         num_envs: How many examples to play at a time.
@@ -120,7 +121,7 @@ def evaluate_split(
     """
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_examples must be at least 1, but it is {max_examples}.")
-    engine: TextEngine = env.unwrapped.engine
+    engine = engine_of(env)
     expected = getattr(model, "observation_space", engine.observation_space)
     if engine.observation_space != expected:
         raise ValueError(

@@ -14,9 +14,9 @@ from stable_baselines3.common.logger import configure
 
 from agents.evaluation import Evaluation, evaluate_split
 from agents.files import atomic_path, write_text
+from agents.imitation import warm_start
 from agents.plots import plot_learning_curve
 from agents.ppo import PPO
-from agents.warm_start import warm_start
 from textenvs.registration import load_task, register_task, task_ids
 
 Say = Callable[[str], None]
@@ -87,8 +87,8 @@ def train(
         say: Called with lines for the user.
         progress: Whether to show progress bars.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"The run folder {folder} is not empty: choose another.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"The run folder {folder} is a file or not empty: choose another.")
     envs, held_out = make_environments(plan)
     model = PPO("TransformerPolicy", envs, seed=plan.seed, **plan.ppo_kwargs)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
 
+from textenvs.engine import TextEngine
 from textenvs.vector_env import TextVectorEnv
 
 # In next-step mode, too, these reset some of their slots when they are asked to.
@@ -185,4 +186,20 @@ def as_vec_env(env: Any) -> Any:
     return env
 
 
-__all__ = ["GymnasiumVecEnv", "as_vec_env"]
+def engine_of(env: Any) -> TextEngine:
+    """Return the engine of a text environment, single or vectorised, Gymnasium's or SB3's.
+
+    Of several environments in one, the first one's.
+
+    Raises:
+        TypeError: If it is no text environment.
+    """
+    if isinstance(env, gym.vector.VectorEnv):
+        env = GymnasiumVecEnv(env)
+    if isinstance(env, VecEnv):
+        found = env.get_attr("engine", indices=[0])[0] if env.has_attr("engine") else None
+    else:
+        found = getattr(getattr(env, "unwrapped", env), "engine", None)
+    if not isinstance(found, TextEngine):
+        raise TypeError(f"Expected an environment of textenvs, but got {env}.")
+    return found

@@ -30,7 +30,7 @@ from agents.cli import Train, make_plan
 SETTINGS = {
     "TextGen-v0": Train("TextGen-v0"),
     "Dialogue-v0": Train("Dialogue-v0", warm_start=2, timesteps=65_536, kl_coef=0.01),
-    "Translation-v0": Train("Translation-v0", warm_start=2, timesteps=65_536, kl_coef=0.01),
+    "Translation-v0": Train("Translation-v0", warm_start=2, timesteps=98_304, kl_coef=0.01),
     "TextClassification-v0": Train(
         "TextClassification-v0", warm_start=10, timesteps=8_192, n_steps=8, batch_size=128
     ),

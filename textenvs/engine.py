@@ -29,6 +29,7 @@ from textenvs.tokenization import (
     encode_response,
     load_tokenizer,
     pad_token_id,
+    vocabulary_size,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class TextEngine:
         )
         self.eos_token_id = int(self.tokenizer.eos_token_id)
         self.pad_token_id = pad_token_id(self.tokenizer)
-        size = len(self.tokenizer)
+        size = vocabulary_size(self.tokenizer)
         self.action_space = TokenSpace(
             size, self.eos_token_id, self.pad_token_id, self._allowed_tokens(choices)
         )

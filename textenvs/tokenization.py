@@ -73,6 +73,12 @@ def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
+@lru_cache(maxsize=8)
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many ids there are: `len(tokenizer)`, or more if its ids have gaps."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+
+
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the pad id, or the EOS id for the many tokenizers that have no pad token."""
     pad = tokenizer.pad_token_id

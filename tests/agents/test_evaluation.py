@@ -10,6 +10,7 @@ import torch as th
 
 from agents import evaluate_split
 from agents.evaluation import Evaluation
+from agents.vec_env import engine_of
 from tests.agents.helpers import FEW, llama, policy_for, vec_env
 from textenvs.playing import Episode
 
@@ -138,3 +139,18 @@ def test_summary_and_records() -> None:
 def test_at_least_one_example() -> None:
     with pytest.raises(ValueError, match="max_examples must be at least 1"):
         evaluate_split(Scripted(), make(), 0)
+
+
+@pytest.mark.parametrize("mode", ["vector_entry_point", "sync"])
+def test_every_kind_of_environment_leads_to_its_engine(mode: str) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+
+    kwargs: Any = {"split": "test", "max_new_tokens": 4}
+    envs = [
+        gym.make("TextGen-v0", **kwargs),
+        gym.make_vec("TextGen-v0", num_envs=2, vectorization_mode=mode, **kwargs),
+        make_vec_env("TextGen-v0", n_envs=2, env_kwargs=kwargs),
+    ]
+    assert {len(engine_of(env).examples) for env in envs} == {318}
+    with pytest.raises(TypeError, match="environment of textenvs"):
+        engine_of(gym.make("CartPole-v1"))

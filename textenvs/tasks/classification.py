@@ -26,8 +26,15 @@ class TextClassification(Task):
     was not"), while other clauses praise or blame single aspects. Every word is about as frequent
     in positive as in negative reviews, so counting words does not solve it.
 
+    ## Action Space, Observation Space
+    Those of `textenvs.env.TextEnv`. The prompt is "Review: ...", newline, "Sentiment:". The space's
+    `allowed_tokens` are those that the labels are made of, and a policy samples no others.
+
     ## Rewards
     1.0 if the response is the label, else 0.0.
+
+    ## Episode End
+    After as many tokens as the longest label has; with EOS after a shorter one.
 
     ## Success
     The response is the label.

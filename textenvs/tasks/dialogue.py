@@ -88,17 +88,35 @@ def booking(values: Mapping[str, str]) -> str:
 class Booking(Task):
     """Book a restaurant table for a user, whose wishes have to be asked for.
 
+    ## Description
     The user has a goal, one value for each of `SLOTS`, and its first utterance gives at most two of
     them. It understands questions by their keywords and answers with one value a turn, even if it
     is asked for more. Once it has told a slot that it changes its mind about, it says so with its
-    next answer. The agent ends the conversation with "Booking: Friday, 7 pm, 4 people, Thai."
+    next answer. The agent books with "Booking: Friday, 7 pm, 4 people, Thai."
 
+    ## Action Space, Observation Space
+    Those of `textenvs.env.TextEnv`. The prompt is the whole conversation so far, "User: ...",
+    newline, "Agent:", the agent's own turns token by token as it emitted them.
+
+    ## Rewards
     Each turn costs 0.02. A booking earns half the share of slots that are as the user last wanted
-    them, and another 0.5 if all are, which is a success; no booking earns nothing. `best_return` is
-    what an agent reaches on the test split that asks for each missing slot once and books.
+    them, and another 0.5 if all are; no booking earns nothing.
 
-    A dataset's `goal` has a value for each of `SLOTS` and its `change` a slot's new value, or none:
+    ## Episode End
+    With a booking, after 8 turns of the agent, or when the conversation no longer fits the prompt
+    budget. A turn ends with EOS or after 24 tokens.
+
+    ## Success
+    A booking with every slot right.
+
+    ## Data
+    8,000 users, half of whom change their mind. `best_return` is what an agent reaches on the test
+    split that asks for each missing slot once and books. A dataset's `goal` has a value for each of
+    `SLOTS` and its `change` a slot's new value, or none:
     `{"day": "Friday", "time": "7 pm", "people": "4 people", "food": "Thai"}`, `{"day": "Sunday"}`.
+
+    ## Version History
+    * v0: Initial version.
 
     Attributes:
         turn_cost: What each turn of the agent costs.

@@ -16,14 +16,32 @@ from textenvs.tasks.textgen_grammar import DOMAINS, Mood, continuation, expand
 class TextGen(Task):
     """Continue the opening of a short review so that it sounds as positive as possible.
 
+    ## Description
     The prompt is a subject such as "The soup at the corner cafe last night" and the response goes
-    on with, say, "was warm and full of flavour, and we loved every bite." The built-in data is a
-    grammar of restaurants, hotels, series, gadgets, books and trips. Its references are good, bad
-    and middling, about a third each, so an agent that imitates them earns about 0.
+    on with, say, "was warm and full of flavour, and we loved every bite."
 
-    The reward is the response's compound sentiment in [-1, 1] (`textenvs.metrics.sentiment`, which
-    needs no references), and an episode is a success if it is at least `success_score`.
-    `best_return` is what each example's best reference reaches on the test split; the bound is 1.
+    ## Action Space, Observation Space
+    Those of `textenvs.env.TextEnv`. The prompt is the opening as it stands.
+
+    ## Rewards
+    The response's compound sentiment in [-1, 1] by VADER (Hutto & Gilbert, 2014;
+    `textenvs.metrics.sentiment`). References are not needed.
+
+    ## Episode End
+    With EOS or after 32 tokens.
+
+    ## Success
+    A sentiment of at least `success_score`.
+
+    ## Data
+    3,180 openings from a grammar of restaurants, hotels, series, gadgets, books and trips, each
+    with four references: good, bad and middling, about a third each on the whole, so that an agent
+    that imitates them earns about 0. `best_return` is what each example's best reference reaches on
+    the test split; the bound is 1. A user's dataset has the columns `prompt` and, for a warm start
+    or for other rewards, `references`.
+
+    ## Version History
+    * v0: Initial version.
 
     Attributes:
         success_score: The least sentiment that counts as clearly positive.

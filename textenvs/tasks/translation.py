@@ -47,9 +47,15 @@ class Translation(Task):
     verbs, negation, fronted time adverbs and subordinate clauses: "Today the small dog sees a cat."
     is "Heute sieht der kleine Hund eine Katze."
 
+    ## Action Space, Observation Space
+    Those of `textenvs.env.TextEnv`. The prompt is "English: ...", newline, "German:".
+
     ## Rewards
     The sentence chrF of the response against its best reference, in [0, 1], as computed by
     sacrebleu (Popović, 2015).
+
+    ## Episode End
+    With EOS or after 40 tokens.
 
     ## Success
     The response equals one of the references.

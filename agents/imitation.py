@@ -28,6 +28,7 @@ from transformers import (
 
 from agents.files import atomic_path
 from agents.policies import TransformerPolicy
+from agents.vec_env import engine_of
 from textenvs.engine import TextEngine
 from textenvs.playing import Episode, ScriptedAgent, play
 from textenvs.tokenization import TokenIds
@@ -120,7 +121,7 @@ def warm_start(
         return
     if learning_rate is None:
         learning_rate = 5e-5 if policy.pretrained else 1e-3
-    data = demonstrations(model.env.get_attr("engine", indices=[0])[0], passes, seed)
+    data = demonstrations(engine_of(model.env), passes, seed)
     settings = {"learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     network = policy.backbone.model
     folder = default_cache() if cache is True else cache

@@ -13,7 +13,7 @@ import stable_baselines3
 import torch as th
 
 from agents import PPO, evaluate_split, warm_start
-from agents.warm_start import IGNORED, default_cache, demonstrations
+from agents.imitation import IGNORED, default_cache, demonstrations
 from tests.agents.helpers import gpt2, llama
 from textenvs.task import Example, Task, Transcript, Turn
 from textenvs.tokenization import embedded_tokenizer
@@ -93,7 +93,7 @@ def test_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("fitted again")
 
-    monkeypatch.setattr(import_module("agents.warm_start"), "_fit", fail)
+    monkeypatch.setattr(import_module("agents.imitation"), "_fit", fail)
     warm_start(agent(), passes=1, progress=False, cache=tmp_path)
     changes: list[dict[str, Any]] = [
         {"passes": 2},
