@@ -34,6 +34,7 @@ def plot_learning_curve(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     with progress.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -52,6 +53,8 @@ def plot_learning_curve(
             [x for x, _ in points], [sign * y for _, y in points], marker=".", label="training"
         )
         axis.set_xlabel("tokens")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.3)
     for name, (step, mean, error) in (held_out or {}).items():
