@@ -32,7 +32,13 @@ SETTINGS = {
     "Dialogue-v0": Train("Dialogue-v0", warm_start=2, timesteps=65_536, kl_coef=0.01),
     "Translation-v0": Train("Translation-v0", warm_start=2, timesteps=98_304, kl_coef=0.01),
     "TextClassification-v0": Train(
-        "TextClassification-v0", warm_start=10, timesteps=8_192, n_steps=8, batch_size=128
+        "TextClassification-v0",
+        warm_start=4,
+        timesteps=24_576,
+        n_steps=8,
+        batch_size=128,
+        learning_rate=1e-3,
+        kl_coef=0.01,
     ),
 }
 
