@@ -231,7 +231,7 @@ def test_run_folder_that_is_taken(run: Path, capsys: pytest.CaptureFixture[str])
     summary = (run / "summary.json").read_text()
     with pytest.raises(SystemExit) as stop:
         main(["train", "TextGen-v0", *QUICK, "--run-dir", str(run)])
-    assert stop.value.code == 2 and "is not empty" in capsys.readouterr().err
+    assert stop.value.code == 2 and "choose another" in capsys.readouterr().err
     assert (run / "summary.json").read_text() == summary
 
 

@@ -17,7 +17,7 @@ LAYERS = {
         {"files", "kl", "kv_cache", "sampling", "vec_env", "buffers"},
         {"backbones", "plots"},
         {"policies"},
-        {"evaluation", "warm_start", "ppo"},
+        {"evaluation", "imitation", "ppo"},
         {"runs"},
         {"cli"},
     ],

@@ -236,5 +236,5 @@ def test_demonstrations_are_right_nine_times_out_of_ten() -> None:
     rng = np.random.default_rng(0)
     counts = Counter(task.demonstrate(example, (), rng) for _ in range(5000))
     assert counts["fair"] / 5000 == pytest.approx(0.9, abs=0.02)
-    assert counts["bad"] / 5000 == pytest.approx(0.1, abs=0.02)
-    assert counts["good"] / 5000 == pytest.approx(0.1, abs=0.02)
+    assert counts["bad"] / 5000 == pytest.approx(0.05, abs=0.02)
+    assert counts["good"] / 5000 == pytest.approx(0.05, abs=0.02)
