@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
@@ -111,9 +112,7 @@ def train(options: Train, console: Console) -> None:
     plan = make_plan(options)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = options.run_dir or Path("runs") / plan.env_id / stamp
-    summary = runs.train(
-        plan, folder, {**asdict(options), "env": options.env}, console.print, options.progress
-    )
+    summary = runs.train(plan, folder, asdict(options), console.print, options.progress)
     before, after = summary["evaluations"]
     console.print(transcripts_table(before, after, count=5))
     table = Table(title=f"{plan.env_id}: {summary['timesteps']:,} tokens")
@@ -262,16 +261,9 @@ def transcripts_table(*evaluations: Any, count: int) -> Table:
         cells = []
         for evaluation in evaluations:
             episode = evaluation.episodes[i]
-            cells += [escaped(str(episode.transcript)), f"{episode.reward:.2f}"]
+            cells += [escape(str(episode.transcript)), f"{episode.reward:.2f}"]
         table.add_row(*cells)
     return table
-
-
-def escaped(text: str) -> str:
-    """Return text that rich shows as it is."""
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -302,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, TypeError) as error:
         if os.environ.get("TEXTENVS_TRACEBACK"):
             raise
-        Console(stderr=True).print(f"[red]Error:[/red] {escaped(str(error))}", highlight=False)
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from error
 
 

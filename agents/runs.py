@@ -17,6 +17,7 @@ from agents.files import atomic_path, write_text
 from agents.imitation import warm_start
 from agents.plots import plot_learning_curve
 from agents.ppo import PPO
+from agents.vec_env import engine_of
 from textenvs.registration import load_task, register_task, task_ids
 
 Say = Callable[[str], None]
@@ -155,7 +156,7 @@ def make_environments(plan: Plan) -> tuple[Any, gym.Env[Any, Any]]:
         )
 
     envs, held_out = make_both({})
-    longest = [env.unwrapped.engine.max_prompt_tokens for env in (envs, held_out)]
+    longest = [engine_of(env).max_prompt_tokens for env in (envs, held_out)]
     if longest[0] != longest[1]:
         envs, held_out = make_both({"max_prompt_tokens": max(longest)})
     return envs, held_out
@@ -188,7 +189,7 @@ def read_json(path: Path) -> Any:
 
 def _resolved(envs: Any) -> dict[str, Any]:
     """Return what the environment settled by itself and an evaluation must repeat."""
-    engine = envs.unwrapped.engine
+    engine = engine_of(envs)
     return {
         "max_prompt_tokens": engine.max_prompt_tokens,
         "max_new_tokens": engine.max_new_tokens,
