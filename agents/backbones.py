@@ -8,7 +8,9 @@ from typing import Any, cast
 import torch as th
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from agents.adapters import Adapter, AdapterSpec
 from agents.kv_cache import PrefixMemo, weights_version
 
 ModelSpec = str | Path | PretrainedConfig
@@ -41,6 +43,11 @@ class CausalBackbone(th.nn.Module):
         max_tokens: The longest sequence that the model will see, in tokens.
         eos_token_id: The token that ends a turn; set in a new model's generation settings.
         pad_token_id: The padding token; likewise.
+        adapter: A LoRA adapter to train instead of the weights; see `agents.adapters`.
+        autocast: The lower precision that the trunk computes in, such as `torch.bfloat16`. The
+            weights and everything from the last hidden states on stay in float32.
+        gradient_checkpointing: Whether to keep each layer's input only and to compute the rest
+            once more in the backward pass: less memory, a third more computation.
 
     Raises:
         ValueError: If the model cannot be loaded, its vocabulary or positions are too small, or it
@@ -54,6 +61,10 @@ class CausalBackbone(th.nn.Module):
         max_tokens: int,
         eos_token_id: int | None = None,
         pad_token_id: int | None = None,
+        *,
+        adapter: AdapterSpec | None = None,
+        autocast: th.dtype | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(model, str) and model == "tiny":
@@ -65,7 +76,13 @@ class CausalBackbone(th.nn.Module):
         _check_sizes(config, self.model, vocab_size, max_tokens)
         self.hidden_size: int = config.hidden_size
         self.memo: PrefixMemo | None = None
+        self.adapter = None if adapter is None else Adapter(self.model, adapter)
+        self.autocast: th.dtype | None = None
+        self._checkpointed: list[th.nn.Module] = []
         self._check_head()
+        self.autocast = autocast
+        if gradient_checkpointing:
+            self._checkpoint_layers()
 
     @property
     def config(self) -> PretrainedConfig:
@@ -76,8 +93,13 @@ class CausalBackbone(th.nn.Module):
         """Return the last hidden states, (n, tokens, hidden)."""
         if th.is_grad_enabled():
             self.forget()  # An optimizer may follow, and fused ones leave no trace (see the memo).
-        output = self.model.base_model(**inputs)
-        return cast("th.Tensor", output.last_hidden_state)
+        for layer in self._checkpointed:
+            # Their flag alone, not that of what is in them: dropout stays off.
+            layer.training = th.is_grad_enabled()
+        device = inputs["input_ids"].device.type
+        with th.autocast(device, self.autocast, enabled=self.autocast is not None):
+            output = self.model.base_model(**inputs)
+        return cast("th.Tensor", output.last_hidden_state).float()
 
     def head(self, hidden: th.Tensor) -> th.Tensor:
         """Return the logits of hidden states."""
@@ -120,6 +142,19 @@ class CausalBackbone(th.nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
+
+    def _checkpoint_layers(self) -> None:
+        if not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"{type(self.model).__name__} does not support gradient checkpointing: leave "
+                "gradient_checkpointing out."
+            )
+        # Called so from some version 5 of transformers on.
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        self._checkpointed = [
+            layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)
+        ]
 
     @th.no_grad()
     def _check_head(self) -> None:

@@ -58,6 +58,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     """
 
     observation_space: spaces.Dict
+    ref_log_probs: npt.NDArray[np.float32]
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         shape = (self.buffer_size, self.n_envs)
         self.actions = np.zeros(shape, dtype=np.int32)
         self.episode_starts = np.zeros(shape, dtype=np.bool_)
-        for name in ("rewards", "returns", "values", "log_probs", "advantages"):
+        for name in ("rewards", "returns", "values", "log_probs", "advantages", "ref_log_probs"):
             setattr(self, name, np.zeros(shape, dtype=np.float32))
         self.sequences: list[Sequence] = []
         self._open: list[Sequence | None] = [None] * self.n_envs
@@ -138,17 +139,20 @@ class SequenceRolloutBuffer(RolloutBuffer):
             batch_size: About how many actions to a minibatch. As sequences stay whole, the
                 minibatches are as even as their lengths allow. None: all at once.
         """
+        yield from map(self.samples, self.minibatches(batch_size))
+
+    def minibatches(self, batch_size: int | None) -> list[list[Sequence]]:
+        """Split the sequences, in random order, into groups of about `batch_size` actions."""
         order = np.random.permutation(len(self.sequences))
-        yield from map(self.samples, self.batches(batch_size, order))
+        return self.batches(batch_size, [self.sequences[i] for i in order])
 
     def batches(
-        self, batch_size: int | None, order: npt.NDArray[np.int64] | None = None
+        self, batch_size: int | None, sequences: list[Sequence] | None = None
     ) -> list[list[Sequence]]:
-        """Split the sequences, in the given order, into groups of about `batch_size` actions."""
+        """Split sequences (None: all) into consecutive groups of about `batch_size` actions."""
         assert self.full, "The buffer is not full yet."
-        if order is None:
-            order = np.arange(len(self.sequences))
-        sequences = [self.sequences[i] for i in order]
+        if sequences is None:
+            sequences = self.sequences
         actions = np.array([self._count(sequence) for sequence in sequences])
         groups = 1 if batch_size is None else max(1, round(int(actions.sum()) / batch_size))
         middle = np.cumsum(actions) - actions / 2
@@ -157,6 +161,23 @@ class SequenceRolloutBuffer(RolloutBuffer):
             [s for s, g in zip(sequences, group, strict=True) if g == k] for k in range(groups)
         ]
         return [batch for batch in split if batch]
+
+    def micro_batches(self, sequences: list[Sequence], size: int | None) -> list[list[Sequence]]:
+        """Split a minibatch into parts of at most `size` actions, one sequence at least.
+
+        Sequences of like length come together, so that little is padded.
+        """
+        if size is None:
+            return [sequences]
+        parts: list[list[Sequence]] = []
+        actions = 0
+        for sequence in sorted(sequences, key=lambda s: s.length):
+            actions += self._count(sequence)
+            if not parts or actions > size:
+                parts.append([])
+                actions = self._count(sequence)
+            parts[-1].append(sequence)
+        return parts
 
     def samples(self, sequences: list[Sequence]) -> RolloutBufferSamples:
         """Return sequences as SB3's samples.
@@ -205,6 +226,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             self.values,
             self.log_probs,
             self.advantages,
+            self.ref_log_probs,
         )
         contexts = (segment.context for s in self.sequences for segment in s.segments)
         return sum(array.nbytes for array in arrays) + sum(c.nbytes for c in contexts)

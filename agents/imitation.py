@@ -135,8 +135,11 @@ def warm_start(
         if file is not None:
             with atomic_path(file) as temporary:
                 th.save(network.state_dict(), temporary)
+    if policy.backbone.adapter is not None:
+        policy.backbone.adapter.fold()
+    policy.copy_actor_to_critic()
     policy.set_training_mode(False)
-    policy.backbone.forget()
+    policy.forget()
 
 
 def default_cache() -> Path:

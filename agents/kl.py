@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
+import torch as th
 
 KLEstimator = Literal["k1", "k3"]
 ESTIMATORS = ("k1", "k3")
+KLPlace = Literal["reward", "loss"]
+PLACES = ("reward", "loss")
 
-Floats = npt.NDArray[np.float32]
 
-
-def estimate_kl(log_probs: Floats, ref_log_probs: Floats, estimator: KLEstimator = "k1") -> Floats:
+def estimate_kl(
+    log_probs: th.Tensor, ref_log_probs: th.Tensor, estimator: KLEstimator = "k1"
+) -> th.Tensor:
     """Return an estimate of KL(policy || reference) for each token, in nats.
 
     Args:
@@ -24,7 +25,7 @@ def estimate_kl(log_probs: Floats, ref_log_probs: Floats, estimator: KLEstimator
             Divergence" (2020).
     """
     log_ratio = ref_log_probs - log_probs
-    return -log_ratio if estimator == "k1" else np.expm1(log_ratio) - log_ratio
+    return -log_ratio if estimator == "k1" else th.expm1(log_ratio) - log_ratio
 
 
 def adapt_kl_coef(
@@ -40,5 +41,33 @@ def adapt_kl_coef(
         horizon: Over how many episodes an error of 100 % would double the coefficient, were it
             not clipped to 20 %.
     """
-    error = float(np.clip(kl / target - 1, -0.2, 0.2))
+    error = min(0.2, max(-0.2, kl / target - 1))
     return kl_coef * (1 + error * episodes / horizon)
+
+
+def check_kl_arguments(
+    text: bool,
+    kl_coef: float,
+    kl_target: float | None,
+    estimator: str,
+    place: str,
+    ref_model: str | None,
+) -> None:
+    """Raise a ValueError for arguments of `agents.PPO` that make no sense together."""
+    if kl_coef < 0:
+        raise ValueError(f"kl_coef must be at least 0, but it is {kl_coef}.")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"kl_estimator must be 'k1' or 'k3', but it is {estimator!r}.")
+    if place not in PLACES:
+        raise ValueError(f"kl_in must be 'reward' or 'loss', but it is {place!r}.")
+    if place == "loss" and estimator == "k1":
+        raise ValueError(
+            "kl_estimator='k1' has a gradient of 0 on average, so it does nothing in the loss: use "
+            "kl_estimator='k3' with kl_in='loss'."
+        )
+    if kl_target is not None and not (kl_target > 0 and kl_coef > 0):
+        raise ValueError(
+            f"kl_target={kl_target} adapts kl_coef, so both must be positive; kl_coef is {kl_coef}."
+        )
+    if not text and (kl_coef or ref_model):
+        raise ValueError("kl_coef and ref_model need the policy 'TransformerPolicy'.")

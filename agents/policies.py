@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,13 +15,16 @@ from torch import nn
 
 from agents.backbones import CausalBackbone, ModelSpec
 from agents.files import atomic_path
-from agents.sampling import Sampling, TokenDistribution
+from agents.sampling import LOGITS_AT_A_TIME, Sampling, TokenDistribution, in_chunks
 from textenvs.spaces import TokenSpace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from agents.adapters import AdapterSpec
+
 VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_MODEL_FOLDER = "value_model"
 SAMPLING_FILE = "sampling.json"
 
 
@@ -28,7 +32,9 @@ class TransformerPolicy(ActorCriticPolicy):
     """Actor and critic on one causal language model, for environments of `textenvs`.
 
     The actor is the model's own head; the critic is a linear layer on the last hidden state, in
-    float32 and zero at the start. Log-probabilities are those of the distribution that is sampled
+    float32 and zero at the start. It shares the actor's trunk, which costs nothing, or has a model
+    of its own (`value_model`), which takes as much memory and computation again but cannot pull at
+    what the actor has learned. Log-probabilities are those of the distribution that is sampled
     from: temperature, top-k, top-p and the task's allowed tokens applied. Dropout is always off,
     so that rollout and update see the same model.
 
@@ -44,6 +50,15 @@ class TransformerPolicy(ActorCriticPolicy):
         top_p: See `Sampling`.
         allowed_tokens: The only tokens to sample. None: what the action space says.
         use_cache: Whether to remember keys and values between calls; the answers are the same.
+        value_model: What the critic reads: None (the actor's trunk), "copy" (a model of its own
+            that starts as the actor's, as it is after a warm start), or like `model`.
+        peft_config: A `peft.LoraConfig` or a dict of its arguments, e.g. `{"r": 16}`: train an
+            adapter (and the value head) only. The critic must share the trunk.
+        autocast: "bfloat16": the trunks compute in it, in rollouts and updates alike, on CPU and
+            GPU. Weights, log-probabilities, values and losses stay in float32. None: float32.
+        gradient_checkpointing: Whether updates compute the layers twice in order to hold less.
+        head_chunk: How many tokens of an update get their logits at a time, so that no array of
+            tokens times vocabulary is held. None: as many as make 2^24 logits.
         optimizer_class: AdamW-like or Adam; `th.optim.Adam` by default.
         optimizer_kwargs: Its arguments besides the learning rate; eps is 1e-5 for Adam by default.
 
@@ -66,6 +81,11 @@ class TransformerPolicy(ActorCriticPolicy):
         top_p: float = 1.0,
         allowed_tokens: list[int] | None = None,
         use_cache: bool = True,
+        value_model: ModelSpec | None = None,
+        peft_config: AdapterSpec | None = None,
+        autocast: str | None = None,
+        gradient_checkpointing: bool = False,
+        head_chunk: int | None = None,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -89,33 +109,72 @@ class TransformerPolicy(ActorCriticPolicy):
         self.vocab_size = int(cast(spaces.Discrete, action_space).n)
         # Whether the first weights were somebody's work, and not drawn at random.
         self.pretrained = isinstance(model, (str, Path)) and model != "tiny"
-        budgets = [self.observation_space[key].shape for key in ("prompt", "response")]
-        self.backbone = CausalBackbone(
-            model,
-            self.vocab_size,
-            sum(shape[0] for shape in budgets if shape),
-            getattr(action_space, "eos_token_id", None),
-            getattr(action_space, "pad_token_id", None),
-        )
-        self.value_head = nn.Linear(self.backbone.hidden_size, 1)
+        if value_model is not None and peft_config is not None:
+            raise ValueError(
+                "With peft_config the critic shares the actor's trunk: leave value_model out."
+            )
+        self._peft_config = peft_config
+        self._options: dict[str, Any] = {
+            "autocast": autocast,
+            "gradient_checkpointing": gradient_checkpointing,
+        }
+        self.head_chunk = _head_chunk(head_chunk, self.vocab_size)
+        self.backbone = self.make_backbone(model, peft_config)
+        # Whether the critic starts, and after a warm start again, as the actor.
+        self.value_model_is_copy = value_model == "copy"
+        self.value_backbone: CausalBackbone | None = None
+        if self.value_model_is_copy:
+            self.value_backbone = copy.deepcopy(self.backbone)
+        elif value_model is not None:
+            self.value_backbone = self.make_backbone(value_model)
+        self.value_head = nn.Linear((self.value_backbone or self.backbone).hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self._allowed_tokens = allowed_tokens
         self.register_buffer("_allowed", self._allowed_mask(), persistent=False)
         self.optimizer = self.optimizer_class(
-            self.parameters(),
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
+
+    def make_backbone(
+        self, model: ModelSpec, peft_config: AdapterSpec | None = None
+    ) -> CausalBackbone:
+        """Return a model that fits the spaces and computes as the policy's own."""
+        budgets = [self.observation_space[key].shape for key in ("prompt", "response")]
+        autocast = self._options["autocast"]
+        if autocast not in (None, "bfloat16"):
+            raise ValueError(f"autocast must be None or 'bfloat16', but it is {autocast!r}.")
+        return CausalBackbone(
+            model,
+            self.vocab_size,
+            sum(shape[0] for shape in budgets if shape),
+            getattr(self.action_space, "eos_token_id", None),
+            getattr(self.action_space, "pad_token_id", None),
+            adapter=peft_config,
+            autocast=None if autocast is None else th.bfloat16,
+            gradient_checkpointing=self._options["gradient_checkpointing"],
+        )
+
+    def copy_actor_to_critic(self) -> None:
+        """Let a critic that is a copy start from the actor as it is now."""
+        if self.value_model_is_copy and self.value_backbone is not None:
+            self.value_backbone.load_state_dict(self.backbone.state_dict())
+            self.value_backbone.forget()
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Return the next token of each row, its value (n, 1) and its log-probability (n,)."""
-        hidden = self._last_hidden(obs)
+        hidden = self._last_hidden(obs, self.backbone)
         distribution = self._distribution(hidden)
         actions = distribution.get_actions(deterministic)
-        return actions, self._values(hidden), distribution.log_prob(actions)
+        return (
+            actions,
+            self._values(self._critic_hidden(obs, hidden)),
+            distribution.log_prob(actions),
+        )
 
     def evaluate_actions(
         self, obs: PyTorchObs, actions: th.Tensor
@@ -131,17 +190,27 @@ class TransformerPolicy(ActorCriticPolicy):
             Three tensors of shape (n,), values of shape (n, 1).
         """
         hidden = self.action_hidden(self.backbone, obs)
-        actions = actions.long().flatten()
-        distribution = self._distribution(hidden, keep=actions)
-        return self._values(hidden), distribution.log_prob(actions), distribution.entropy()
+        log_prob, entropy = in_chunks(
+            self._log_prob_and_entropy, hidden, actions.long().flatten(), self.head_chunk
+        )
+        if self.value_backbone is not None:
+            hidden = self.action_hidden(self.value_backbone, obs)
+        return self._values(hidden), log_prob, entropy
 
     def log_probs(self, backbone: CausalBackbone, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Return the log-probabilities (n,) of actions under another model, sampled alike."""
-        actions = actions.long().flatten()
-        logits = backbone.head(self.action_hidden(backbone, obs))[:, : self.vocab_size]
-        return TokenDistribution(
-            self.sampling.log_probs(logits, self._allowed_or_none(), keep=actions)
-        ).log_prob(actions)
+
+        def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor]:
+            return (self._distribution(hidden, tokens, backbone).log_prob(tokens),)
+
+        hidden = self.action_hidden(backbone, obs)
+        return in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)[0]
+
+    def _log_prob_and_entropy(
+        self, hidden: th.Tensor, tokens: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        distribution = self._distribution(hidden, tokens)
+        return distribution.log_prob(tokens), distribution.entropy()
 
     @staticmethod
     def action_hidden(backbone: CausalBackbone, obs: PyTorchObs) -> th.Tensor:
@@ -154,23 +223,35 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """Return the values (n, 1) of observations."""
-        return self._values(self._last_hidden(obs))
+        return self._values(self._last_hidden(obs, self.value_backbone or self.backbone))
+
+    def values_without_memo(self, obs: PyTorchObs) -> th.Tensor:
+        """Return the values (n, 1) of observations that are not the next of the remembered ones."""
+        return self._values(self.action_hidden(self.value_backbone or self.backbone, obs))
 
     def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:
         """Return the distribution over the next token of each row."""
-        return self._distribution(self._last_hidden(obs))
+        return self._distribution(self._last_hidden(obs, self.backbone))
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in either mode; an update may follow, so forget keys and values."""
         self.train(False)
         self.training = mode
         if mode:
-            self.backbone.forget()
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop all keys and values."""
+        self.backbone.forget()
+        if self.value_backbone is not None:
+            self.value_backbone.forget()
 
     def save_pretrained(
         self, directory: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
         """Write an ordinary Hugging Face folder: model, tokenizer, and the value head beside it.
+
+        A LoRA adapter is added to the weights; a critic's own model is in a folder inside.
 
         Args:
             directory: Where to; `AutoModelForCausalLM.from_pretrained` reads it.
@@ -192,7 +273,10 @@ class TransformerPolicy(ActorCriticPolicy):
         tokenizer = tokenizer or self.tokenizer
         with atomic_path(directory) as folder:
             folder.mkdir()
-            self.backbone.model.save_pretrained(folder)
+            model, adapter = self.backbone.model, self.backbone.adapter
+            (model if adapter is None else adapter.merged()).save_pretrained(folder)
+            if self.value_backbone is not None:
+                self.value_backbone.model.save_pretrained(folder / VALUE_MODEL_FOLDER)
             head = {k: v.detach().contiguous() for k, v in self.value_head.state_dict().items()}
             save_file(head, folder / VALUE_HEAD_FILE)
             (folder / SAMPLING_FILE).write_text(json.dumps(vars(self.sampling)))
@@ -205,14 +289,24 @@ class TransformerPolicy(ActorCriticPolicy):
 
         self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
 
-    def _last_hidden(self, obs: PyTorchObs) -> th.Tensor:
+    def _last_hidden(self, obs: PyTorchObs, backbone: CausalBackbone) -> th.Tensor:
         observations = cast("dict[str, th.Tensor]", obs)
         memo = self.use_cache and not th.is_grad_enabled()
-        return self.backbone.last_hidden(*join_tokens(observations), memo=memo)
+        return backbone.last_hidden(*join_tokens(observations), memo=memo)
 
-    def _distribution(self, hidden: th.Tensor, keep: th.Tensor | None = None) -> TokenDistribution:
+    def _critic_hidden(self, obs: PyTorchObs, actor_hidden: th.Tensor) -> th.Tensor:
+        if self.value_backbone is None:
+            return actor_hidden
+        return self._last_hidden(obs, self.value_backbone)
+
+    def _distribution(
+        self,
+        hidden: th.Tensor,
+        keep: th.Tensor | None = None,
+        backbone: CausalBackbone | None = None,
+    ) -> TokenDistribution:
         # The model's vocabulary may be padded; those logits are never sampled.
-        logits = self.backbone.head(hidden)[:, : self.vocab_size]
+        logits = (backbone or self.backbone).head(hidden)[:, : self.vocab_size]
         return TokenDistribution(self.sampling.log_probs(logits, self._allowed_or_none(), keep))
 
     def _values(self, hidden: th.Tensor) -> th.Tensor:
@@ -241,6 +335,12 @@ class TransformerPolicy(ActorCriticPolicy):
         mask[list(allowed)] = True
         return mask
 
+    def saved_value_model(self) -> ModelSpec | None:
+        """Return the `value_model` to make the policy with before its weights are loaded."""
+        if self.value_backbone is None or self.value_model_is_copy:
+            return "copy" if self.value_backbone is not None else None
+        return self.value_backbone.config
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             "observation_space": self.observation_space,
@@ -251,6 +351,10 @@ class TransformerPolicy(ActorCriticPolicy):
             **vars(self.sampling),
             "allowed_tokens": self._allowed_tokens,
             "use_cache": self.use_cache,
+            "value_model": self.saved_value_model(),
+            "peft_config": self._peft_config,
+            **self._options,
+            "head_chunk": self.head_chunk,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
@@ -272,6 +376,15 @@ def join_tokens(observations: dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tenso
     from_prompt = prompt.gather(1, index.clamp(max=prompt.shape[1] - 1))
     behind = (index - prompt_length).clamp(0, response.shape[1] - 1)
     return th.where(index < prompt_length, from_prompt, response.gather(1, behind)), lengths
+
+
+def _head_chunk(given: int | None, vocab_size: int) -> int:
+    """Return how many tokens get their logits at a time."""
+    if given is None:
+        return max(1, LOGITS_AT_A_TIME // vocab_size)
+    if given < 1:
+        raise ValueError(f"head_chunk must be a number of tokens, at least 1, but it is {given}.")
+    return given
 
 
 def _check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import time
 import warnings
 from typing import Any, ClassVar, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import stable_baselines3
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -22,8 +24,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from agents.backbones import CausalBackbone
 from agents.buffers import SequenceRolloutBuffer
-from agents.kl import ESTIMATORS, KLEstimator, adapt_kl_coef, estimate_kl
+from agents.kl import KLEstimator, KLPlace, check_kl_arguments
 from agents.policies import TransformerPolicy
+from agents.shaping import CutOff, bootstrap, score_kl, whiten_rewards
+from agents.statistics import EpisodeSums, TurnStatistics, peak_memory
+from agents.update import update
 from agents.vec_env import GymnasiumVecEnv, as_vec_env
 
 SelfPPO = TypeVar("SelfPPO", bound="PPO")
@@ -81,13 +86,18 @@ class PPO(stable_baselines3.PPO):
         verbose: 0: nothing, 1: logs, 2: everything.
         seed: Seeds Python, NumPy, torch and the environment.
         device: "auto", "cpu", "cuda", ...
-        kl_coef: What a nat of KL to the reference model costs in reward, on the token where it
-            arises. 0: no reference model is kept.
+        kl_coef: What a nat of KL to the reference model costs. 0: no reference model is kept.
         kl_target: The KL in nats per episode that `kl_coef` is adapted to reach (Ziegler et al.
             2019). None: `kl_coef` stays as it is.
         kl_estimator: "k1" or "k3"; see `agents.kl.estimate_kl`.
+        kl_in: "reward": the KL of each token is taken off its reward. "loss": its mean over a
+            minibatch is added to the loss, which needs the estimator "k3".
         ref_model: The reference: a name or path. None: the policy as it is when `learn` is first
-            called, so after a warm start.
+            called, so after a warm start; with LoRA, the model without its adapter.
+        whiten_rewards: Whether to divide each rollout's rewards by their standard deviation, less
+            the mean before and plus the mean after, so that the mean stays.
+        micro_batch_size: Compute a minibatch's gradient in parts of at most so many tokens (one
+            sequence at least), to hold less at a time; the result is the same. None: at once.
         _init_setup_model: Whether to build the networks at once.
 
     Raises:
@@ -130,7 +140,10 @@ class PPO(stable_baselines3.PPO):
         kl_coef: float = 0.0,
         kl_target: float | None = None,
         kl_estimator: KLEstimator = "k1",
+        kl_in: KLPlace = "reward",
         ref_model: str | None = None,
+        whiten_rewards: bool = False,
+        micro_batch_size: int | None = None,
         _init_setup_model: bool = True,
     ) -> None:
         policy_class = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
@@ -146,10 +159,22 @@ class PPO(stable_baselines3.PPO):
             "vf_coef": vf_coef,
             "max_grad_norm": max_grad_norm,
         }
-        _check_kl(text, kl_coef, kl_target, kl_estimator, ref_model)
+        check_kl_arguments(text, kl_coef, kl_target, kl_estimator, kl_in, ref_model)
+        if not text and (whiten_rewards or micro_batch_size is not None):
+            raise ValueError(
+                "whiten_rewards and micro_batch_size need the policy 'TransformerPolicy'."
+            )
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, but it is {micro_batch_size}.")
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         self.kl_estimator: KLEstimator = kl_estimator
+        self.kl_in: KLPlace = kl_in
+        self.whiten_rewards = whiten_rewards
+        self.micro_batch_size = micro_batch_size
+        self.turn_statistics = TurnStatistics(stats_window_size)
+        self.episode_kl: EpisodeSums | None = None
+        self.cut_off: list[CutOff] = []
         self.ref_model = ref_model
         self.reference: CausalBackbone | None = None
         self.ref_config: PretrainedConfig | None = None
@@ -198,7 +223,11 @@ class PPO(stable_baselines3.PPO):
         super()._setup_model()
         if isinstance(self.policy, TransformerPolicy):
             # A saved agent must not depend on the path that its first weights came from.
-            self.policy_kwargs = {**self.policy_kwargs, "model": self.policy.backbone.config}
+            self.policy_kwargs = {
+                **self.policy_kwargs,
+                "model": self.policy.backbone.config,
+                "value_model": self.policy.saved_value_model(),
+            }
             self.reference = self._saved_reference()
             if self.env is not None:
                 self.policy.tokenizer = _tokenizer(self.env)
@@ -227,14 +256,18 @@ class PPO(stable_baselines3.PPO):
         )
 
     def set_reference(self) -> None:
-        """Make `ref_model`, or else the present policy, the reference of the KL penalty."""
+        """Make `ref_model`, or else the present policy, the reference of the KL penalty.
+
+        With LoRA and no `ref_model`, it is the model with its adapter switched off.
+        """
         policy = self._text_policy()
-        if self.ref_model is None:
+        if self.ref_model is not None:
+            reference = policy.make_backbone(self.ref_model)
+        elif policy.backbone.adapter is not None:
+            return
+        else:
             policy.backbone.forget()
             reference = copy.deepcopy(policy.backbone)
-        else:
-            budgets = [self.observation_space[k].shape[0] for k in ("prompt", "response")]  # type: ignore[index]
-            reference = CausalBackbone(self.ref_model, policy.vocab_size, sum(budgets))
         self.reference = reference.to(self.device).requires_grad_(False)
         self.ref_config = self.reference.config
 
@@ -245,32 +278,66 @@ class PPO(stable_baselines3.PPO):
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
     ) -> bool:
-        """Collect a rollout as SB3 does, then take the KL penalty off the rewards."""
-        complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        if complete and self.reference is not None and self.kl_coef > 0:
-            self._penalize_kl(cast("SequenceRolloutBuffer", rollout_buffer), self.reference)
-        return complete
+        """Collect a rollout as SB3 does; for text, then settle its rewards.
 
-    def _penalize_kl(self, buffer: SequenceRolloutBuffer, reference: CausalBackbone) -> None:
-        """Take the KL to the reference off the rewards, token by token, and adapt `kl_coef`."""
-        ref_log_probs = np.zeros_like(buffer.log_probs)
-        policy = self._text_policy()
-        for sequences in buffer.batches(self.batch_size):
-            samples = buffer.samples(sequences)
-            with th.no_grad():
-                log_probs = policy.log_probs(reference, samples.observations, samples.actions)
-            ref_log_probs[buffer.index(sequences)] = log_probs.cpu().numpy()
-        kl = estimate_kl(buffer.log_probs, ref_log_probs, self.kl_estimator)
-        buffer.rewards -= self.kl_coef * kl
+        In this order: the KL penalty, the whitening, and for episodes that were cut off the value
+        of what would have followed. Callbacks see the rewards as they were before.
+        """
+        if not self.is_text:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        started = time.perf_counter()
+        self.cut_off.clear()
+        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+            return False
+        buffer = cast("SequenceRolloutBuffer", rollout_buffer)
+        if self.kl_coef > 0:
+            score_kl(self, buffer)
+        if self.whiten_rewards:
+            whiten_rewards(buffer)
+        bootstrap(self, buffer)
         buffer.recompute_returns_and_advantage()
-        # A rollout cuts episodes at both ends; in the mean that evens out.
-        episodes = max(1, int(buffer.episode_starts.sum()))
-        per_episode = float(kl.sum()) / episodes
-        self.logger.record("kl/per_episode", per_episode)
-        self.logger.record("kl/per_token", float(kl.mean()))
-        self.logger.record("kl/coef", self.kl_coef)
-        if self.kl_target is not None:
-            self.kl_coef = adapt_kl_coef(self.kl_coef, per_episode, self.kl_target, episodes)
+        self._record_speed("rollout", started)
+        return True
+
+    def _update_info_buffer(
+        self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_] | None = None
+    ) -> None:
+        super()._update_info_buffer(infos, dones)
+        if not self.is_text:
+            return
+        for slot, info in enumerate(infos):
+            if not info:
+                continue
+            self.turn_statistics.add(info)
+            if info.get("TimeLimit.truncated"):
+                # Without this, SB3 would compute a value for each of them by itself.
+                last = info.pop("terminal_observation")
+                self.cut_off.append(CutOff(self.rollout_buffer.pos, slot, last))
+
+    def train(self) -> None:
+        """Update the policy from the rollout: SB3's update, or for text that of `agents.update`."""
+        if not self.is_text:
+            super().train()
+            return
+        started = time.perf_counter()
+        update(self)
+        self._record_speed("update", started)
+        peak = peak_memory(self.device)
+        if peak is not None:
+            self.logger.record("time/peak_memory_mib", peak)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log."""
+        if self.is_text:
+            self.turn_statistics.record(self.logger)
+        super().dump_logs(iteration)
+
+    def _record_speed(self, what: str, started: float) -> None:
+        """Log the rollout's tokens by the second that something took."""
+        seconds = time.perf_counter() - started
+        self.logger.record(
+            f"time/{what}_tokens_per_second", self.n_steps * self.n_envs / max(seconds, 1e-9)
+        )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Set the environment; a Gymnasium vector environment is welcome, too."""
@@ -322,18 +389,3 @@ def _tokenizer(env: VecEnv) -> PreTrainedTokenizerBase | None:
     if not env.has_attr("tokenizer"):
         return None
     return cast("PreTrainedTokenizerBase", env.get_attr("tokenizer", indices=[0])[0])
-
-
-def _check_kl(
-    text: bool, kl_coef: float, kl_target: float | None, estimator: str, ref_model: str | None
-) -> None:
-    if kl_coef < 0:
-        raise ValueError(f"kl_coef must be at least 0, but it is {kl_coef}.")
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"kl_estimator must be 'k1' or 'k3', but it is {estimator!r}.")
-    if kl_target is not None and not (kl_target > 0 and kl_coef > 0):
-        raise ValueError(
-            f"kl_target={kl_target} adapts kl_coef, so both must be positive; kl_coef is {kl_coef}."
-        )
-    if not text and (kl_coef or ref_model):
-        raise ValueError("kl_coef and ref_model need the policy 'TransformerPolicy'.")

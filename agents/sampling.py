@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# How many logits are held at a time by default, in float32: 64 MiB to each array of that shape.
+LOGITS_AT_A_TIME = 2**24
 
 
 @dataclass(frozen=True)
@@ -117,3 +123,31 @@ class TokenDistribution(Distribution):
         """Set the log-probabilities, draw, and return the tokens with their log-probabilities."""
         actions = self.actions_from_params(log_probs)
         return actions, self.log_prob(actions)
+
+
+def in_chunks(
+    score: Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, ...]],
+    hidden: th.Tensor,
+    tokens: th.Tensor,
+    size: int,
+) -> tuple[th.Tensor, ...]:
+    """Score tokens a chunk at a time, so that logits are never held for all of them.
+
+    Where gradients are wanted, a chunk's logits are computed once more in the backward pass.
+
+    Args:
+        score: From hidden states and tokens to one number for each token, or several of these.
+        hidden: (n, hidden)
+        tokens: (n,)
+        size: How many tokens to a chunk.
+    """
+    if len(hidden) <= size:
+        return score(hidden, tokens)
+    parts = []
+    for chunk in zip(hidden.split(size), tokens.split(size), strict=True):
+        if th.is_grad_enabled():
+            kept = checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False)
+            parts.append(cast("tuple[th.Tensor, ...]", kept))
+        else:
+            parts.append(score(*chunk))
+    return tuple(th.cat(column) for column in zip(*parts, strict=True))

@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[2]
 # Who may import a module of the same package: the layers of each, the lowest first.
 LAYERS = {
     "agents": [
-        {"files", "kl", "kv_cache", "sampling", "vec_env", "buffers"},
+        {"adapters", "buffers", "files", "kl", "kv_cache", "sampling", "statistics", "vec_env"},
         {"backbones", "plots"},
         {"policies"},
+        {"shaping", "update"},
         {"evaluation", "imitation", "ppo"},
         {"runs"},
         {"cli"},
@@ -25,15 +26,21 @@ LAYERS = {
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "tokenizers", "stable_baselines3"}
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """The modules that a file names, wherever it does, and whether it does so at import time."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    checked = [
+def for_types_only(tree: ast.Module) -> list[ast.AST]:
+    """What is in a tree for the type checker alone."""
+    return [
         node
         for branch in ast.walk(tree)
         if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
-        for node in ast.walk(branch)
+        for statement in branch.body
+        for node in ast.walk(statement)
     ]
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """The modules that a file names, wherever it does, and whether it does so at import time."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    checked = for_types_only(tree)
     inside = [
         node
         for function in ast.walk(tree)
@@ -47,6 +54,15 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             yield from ((f"{node.module}.{alias.name}", early) for alias in node.names)
+
+
+def runtime_imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports at any time, and not for its types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    types = {ast.unparse(node) for node in for_types_only(tree) if isinstance(node, ast.ImportFrom)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and ast.unparse(node) not in types:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def files(package: str) -> list[Path]:
@@ -81,7 +97,7 @@ def test_modules_import_lower_layers_only(package: str) -> None:
     for path in files(package):
         if path.stem == "__init__":
             continue
-        for name, _ in imports(path):
+        for name in runtime_imports(path):
             parts = name.split(".")
             if parts[0] == package and parts[1] in level:
                 assert level[parts[1]] < level[path.stem], f"{path} imports {name}"

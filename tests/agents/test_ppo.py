@@ -527,11 +527,18 @@ def test_kl_is_taken_off_the_rewards(env_id: str, estimator: Any) -> None:
 def test_adaptive_coefficient_follows_the_published_formula() -> None:
     model = recorded(kl_coef=0.2, kl_target=6.0, learning_rate=1e-2).learn(3 * ITERATION)
     expected = 0.2
+    running = [0.0] * NUM_ENVS  # the episodes' KL so far, also over the border of two rollouts
     for taken in model.taken:
         kl = taken["log_probs"] - naive_ref_log_probs(model.reference, taken)
-        episodes = int(taken["episode_starts"].sum())
-        error = float(np.clip(kl.sum() / episodes / 6.0 - 1, -0.2, 0.2))
-        expected *= 1 + error * episodes / 10_000
+        ends = np.vstack([taken["episode_starts"][1:], taken["last"][1]])
+        finished = []
+        for step, env in np.ndindex(N_STEPS, NUM_ENVS):
+            running[env] += kl[step, env]
+            if ends[step, env]:
+                finished.append(running[env])
+                running[env] = 0.0
+        error = float(np.clip(np.mean(finished) / 6.0 - 1, -0.2, 0.2))
+        expected *= 1 + error * len(finished) / 10_000
         assert taken["kl_coef"] == pytest.approx(expected, rel=1e-6)
     assert model.kl_coef == pytest.approx(expected, rel=1e-6) and model.kl_coef != 0.2
 
