@@ -118,7 +118,8 @@ def train(options: Train, console: Console) -> None:
     table = Table(title=f"{plan.env_id}: {summary['timesteps']:,} tokens")
     for name in ("", "before", "after"):
         table.add_column(name)
-    table.add_row("held-out reward", runs.show(before), runs.show(after))
+    own_reward = not options.reward
+    table.add_row("held-out reward", *(runs.show(e, own_reward) for e in (before, after)))
     for label, key in (
         ("tokens per episode", "response_tokens"),
         ("ended by EOS", "stopped_by_eos"),

@@ -91,6 +91,7 @@ def train(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"The run folder {folder} is a file or not empty: choose another.")
     envs, held_out = make_environments(plan)
+    own_reward = plan.env_kwargs.get("reward") is None
     model = PPO("TransformerPolicy", envs, seed=plan.seed, **plan.ppo_kwargs)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, {**config, "resolved": _resolved(envs)})
@@ -100,7 +101,7 @@ def train(
     say(f"Playing up to {plan.eval_examples} held-out examples ...")
     before = evaluate_split(model, held_out, plan.eval_examples)
     write_jsonl(folder / BEFORE, before)
-    say(f"Mean held-out reward before: {show(before)}")
+    say(f"Mean held-out reward before: {show(before, own_reward)}")
     model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     say(f"Training on {plan.timesteps:,} tokens ...")
     interrupted, started = False, time.perf_counter()
@@ -115,7 +116,7 @@ def train(
     model.policy.save_pretrained(folder / MODEL)  # type: ignore[operator]
     after = evaluate_split(model, held_out, plan.eval_examples)
     write_jsonl(folder / AFTER, after)
-    say(f"Mean held-out reward after: {show(after)}")
+    say(f"Mean held-out reward after: {show(after, own_reward)}")
     model.logger.close()
     plot_learning_curve(
         folder / PROGRESS,
@@ -162,12 +163,18 @@ def make_environments(plan: Plan) -> tuple[Any, gym.Env[Any, Any]]:
     return envs, held_out
 
 
-def show(evaluation: Evaluation) -> str:
-    """Return a mean with its standard error, as text."""
-    success = evaluation.success_rate
+def show(evaluation: Evaluation, success: bool = True) -> str:
+    """Return a mean with its standard error, as text.
+
+    Args:
+        evaluation: The episodes.
+        success: Whether to tell the success rate, too. The task's success says little about a
+            reward that is not the task's.
+    """
+    rate = evaluation.success_rate if success else None
     return (
         f"{evaluation.mean:.3f} ± {evaluation.standard_error:.3f} (n={len(evaluation.episodes)})"
-        + ("" if success is None else f", success {success:.0%}")
+        + ("" if rate is None else f", success {rate:.0%}")
     )
 
 
