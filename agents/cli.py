@@ -62,10 +62,26 @@ class Train:
     """What a nat of KL to the warm-started model costs."""
     kl_target: float | None = None
     """Adapt kl_coef to reach this KL, in nats per episode."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """How the KL of a token is estimated."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL counts; in the loss it needs the estimator k3."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     temperature: float = 1.0
     """Of the sampling, in training and in evaluation."""
+    whiten_rewards: bool = False
+    """Divide each rollout's rewards by their standard deviation."""
+    value_model: str | None = None
+    """A model of the critic's own: copy, tiny, or a folder or hub id. Default: the actor's."""
+    lora_rank: int = 0
+    """Train a LoRA adapter of this rank, and not the model. 0: the model."""
+    autocast: Literal["bfloat16"] | None = None
+    """Compute the model's layers in bfloat16."""
+    gradient_checkpointing: bool = False
+    """Hold less in updates, and compute the layers twice."""
+    micro_batch_size: int | None = None
+    """Compute a minibatch in parts of at most so many tokens, to hold less."""
     seed: int = 0
     """Of everything."""
     device: str = "auto"
@@ -210,13 +226,24 @@ def make_plan(options: Train) -> Any:
         eval_split="test" if own else "train" if separate else "train[90%:]",
         eval_examples=options.eval_examples,
         ppo_kwargs={
-            "policy_kwargs": {"model": options.model, "temperature": options.temperature},
+            "policy_kwargs": {
+                "model": options.model,
+                "temperature": options.temperature,
+                "value_model": options.value_model,
+                "peft_config": {"r": options.lora_rank} if options.lora_rank else None,
+                "autocast": options.autocast,
+                "gradient_checkpointing": options.gradient_checkpointing,
+            },
             "learning_rate": LinearSchedule(options.learning_rate, 0.0, 1.0),
             "n_steps": options.n_steps,
             "batch_size": options.batch_size,
             "n_epochs": options.n_epochs,
             "kl_coef": options.kl_coef,
             "kl_target": options.kl_target,
+            "kl_estimator": options.kl_estimator,
+            "kl_in": options.kl_in,
+            "whiten_rewards": options.whiten_rewards,
+            "micro_batch_size": options.micro_batch_size,
             "ent_coef": options.ent_coef,
             "device": options.device,
         },
