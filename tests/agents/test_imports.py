@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     "agents": [
         {"files", "kl", "kv_cache", "sampling", "vec_env", "buffers"},
-        {"backbones", "plots"},
-        {"policies"},
+        {"backbones", "callbacks", "env_state", "plots"},
+        {"policies", "resume"},
         {"evaluation", "imitation", "ppo"},
         {"runs"},
         {"cli"},
