@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     "agents": [
         {"files", "kl", "kv_cache", "sampling", "vec_env", "buffers"},
-        {"backbones", "callbacks", "env_state", "plots"},
+        {"backbones", "callbacks", "env_state", "logs", "plots"},
         {"policies", "resume"},
         {"evaluation", "imitation", "ppo"},
         {"runs"},
