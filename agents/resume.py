@@ -22,8 +22,10 @@ def get_generators() -> dict[str, Any]:
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
-        "torch": th.get_rng_state(),
-        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_initialized() else [],
+        "torch": th.get_rng_state().numpy(),
+        "cuda": [state.numpy() for state in th.cuda.get_rng_state_all()]
+        if th.cuda.is_initialized()
+        else [],
     }
 
 
@@ -31,9 +33,9 @@ def set_generators(states: Mapping[str, Any]) -> None:
     """Put the global generators where `get_generators` found them."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
-    th.set_rng_state(states["torch"])
+    th.set_rng_state(th.from_numpy(states["torch"].copy()))
     for device, state in enumerate(states["cuda"][: th.cuda.device_count()]):
-        th.cuda.set_rng_state(state, device)
+        th.cuda.set_rng_state(th.from_numpy(state.copy()), device)
 
 
 # With slots, SB3's zip file holds it pickled only, and not a second time as text.
