@@ -34,7 +34,7 @@ class Options:
 def measure(tokens: int, chunked: bool) -> float:
     """Return the memory of one update in MiB, beyond what was held before."""
     import gymnasium as gym
-    import psutil
+    import psutil  # type: ignore[import-untyped]
     import torch as th
     from transformers import LlamaConfig
 
@@ -76,7 +76,7 @@ def measure(tokens: int, chunked: bool) -> float:
     for parameter in policy.parameters():
         parameter.grad = th.zeros_like(parameter)
     policy.optimizer.step()
-    before = psutil.Process().memory_info().rss / 2**20
+    before: float = psutil.Process().memory_info().rss / 2**20
     model.train()
     peak = peak_memory(model.device)
     assert peak is not None, "The peak is not known on this system."
@@ -90,7 +90,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row['tokens']:,} | {row['logits']:,.0f} | {row['chunked']:,.0f} | {row['whole']:,.0f} |"
+        "| " + " | ".join(f"{row[k]:,.0f}" for k in ("tokens", "logits", "chunked", "whole")) + " |"
         for row in rows
     ]
     return "\n".join(lines) + "\n"
