@@ -63,7 +63,8 @@ What differs, because the trainers are made so:
   learning rate is shifted by one update, since SB3's own timing would spend the last one at 0.
 - All critics are a second model from the same weights with a head of zeros (`critic="own"`). Ours
   and SB3's are by default a linear layer on the actor instead (`critic="shared"`).
-- TRL clips no gradients (ours: norm 1). Its clipping of values is switched off, since ours has none.
+- TRL clips no gradients (ours: norm 1). Its clipping of values is switched off, since ours has
+  none.
 - TRL whitens advantages over the whole update, ours and SB3's over each minibatch.
 - TRL's updates hold whole episodes, as many as take the same number of tokens in the mean, and
   each prompt once per pass over the data; ours hold a fixed number of tokens, so that the ends of
