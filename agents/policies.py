@@ -394,6 +394,11 @@ def _check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spa
             f"TransformerPolicy reads a Dict observation with {sorted(keys)}, as the environments "
             f"of textenvs give it, but the observation space is {observation_space}."
         )
+    if observation_space["prompt_length"].shape != (1,):
+        raise ValueError(
+            "TransformerPolicy reads one observation at a time, not several stacked, but the "
+            f"shape of prompt_length is {observation_space['prompt_length'].shape}, not (1,)."
+        )
     if not isinstance(action_space, spaces.Discrete):
         raise ValueError(
             f"TransformerPolicy emits tokens, so it needs a {TokenSpace.__name__} or another "

@@ -22,7 +22,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_normalize
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from agents.backbones import CausalBackbone
@@ -90,6 +90,7 @@ class PPO(stable_baselines3.PPO):
         verbose: 0: nothing, 1: logs, 2: everything.
         seed: Seeds Python, NumPy, torch and the environment.
         device: "auto", "cpu", "cuda", ...
+        _init_setup_model: Whether to build the networks at once.
         kl_coef: What a nat of KL to the reference model costs. 0: no reference model is kept.
         kl_target: The KL in nats per episode that `kl_coef` is adapted to reach (Ziegler et al.
             2019). None: `kl_coef` stays as it is.
@@ -102,7 +103,6 @@ class PPO(stable_baselines3.PPO):
             the mean before and plus the mean after, so that the mean stays.
         micro_batch_size: Compute a minibatch's gradient in parts of at most so many tokens (one
             sequence at least), to hold less at a time; the result is the same. None: at once.
-        _init_setup_model: Whether to build the networks at once.
 
     Raises:
         ValueError: For arguments that make no sense together; for what the policy finds wrong
@@ -141,6 +141,7 @@ class PPO(stable_baselines3.PPO):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        _init_setup_model: bool = True,
         kl_coef: float = 0.0,
         kl_target: float | None = None,
         kl_estimator: KLEstimator = "k1",
@@ -148,7 +149,6 @@ class PPO(stable_baselines3.PPO):
         ref_model: str | None = None,
         whiten_rewards: bool = False,
         micro_batch_size: int | None = None,
-        _init_setup_model: bool = True,
     ) -> None:
         policy_class = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
         text = policy_class is not None and issubclass(policy_class, TransformerPolicy)
@@ -235,6 +235,7 @@ class PPO(stable_baselines3.PPO):
             }
             self.reference = self._saved_reference()
             if self.env is not None:
+                _check_tokens(self.env)
                 self.policy.tokenizer = _tokenizer(self.env)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
@@ -382,6 +383,7 @@ class PPO(stable_baselines3.PPO):
         """Set the environment; a Gymnasium vector environment is welcome, too."""
         super().set_env(env, force_reset)
         if isinstance(self.policy, TransformerPolicy) and self.env is not None:
+            _check_tokens(self.env)
             self.policy.tokenizer = _tokenizer(self.env)
 
     def set_parameters(
@@ -420,6 +422,12 @@ class PPO(stable_baselines3.PPO):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return state_dicts + ["reference"] * (self.reference is not None), variables
+
+
+def _check_tokens(env: VecEnv) -> None:
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is not None and normalizer.norm_obs:
+        raise ValueError("Tokens cannot be normalized: give VecNormalize norm_obs=False.")
 
 
 def _tokenizer(env: VecEnv) -> PreTrainedTokenizerBase | None:
