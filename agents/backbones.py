@@ -92,6 +92,12 @@ class CausalBackbone(th.nn.Module):
         """The model's config."""
         return self.model.config
 
+    @property
+    def num_logits(self) -> int:
+        """How many logits the head gives for a token; it may be more than the tokenizer has."""
+        weight = cast("th.nn.Linear", self.model.get_output_embeddings()).weight
+        return int(weight.shape[0])
+
     def trunk(self, **inputs: Any) -> th.Tensor:
         """Return the last hidden states, (n, tokens, hidden)."""
         if th.is_grad_enabled():

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -15,13 +15,19 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
+# What a run that goes on may be given anew.
+MAY_CHANGE = ("device", "checkpoint_freq", "progress")
+
 
 @dataclass(frozen=True)
 class Train:
     """Train a transformer on a text environment, and leave a run folder."""
 
-    env: Positional[str]
+    env: Annotated[Positional[str | None], tyro.conf.arg(metavar="[ENV]")] = None
     """A registered id such as TextGen-v0 (see `textenvs list`), or package.module:Task."""
+    resume: Path | None = None
+    """Go on with the killed or interrupted run in this folder, instead of starting one. All other
+    options are the run's own; device, checkpoint-freq and progress may be given anew."""
     timesteps: int = 131_072
     """Tokens to train on."""
     model: str = "tiny"
@@ -62,16 +68,34 @@ class Train:
     """What a nat of KL to the warm-started model costs."""
     kl_target: float | None = None
     """Adapt kl_coef to reach this KL, in nats per episode."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """How the KL of a token is estimated."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL counts; in the loss it needs the estimator k3."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     temperature: float = 1.0
     """Of the sampling, in training and in evaluation."""
+    whiten_rewards: bool = False
+    """Divide each rollout's rewards by their standard deviation."""
+    value_model: str | None = None
+    """A model of the critic's own: copy, tiny, or a folder or hub id. Default: the actor's."""
+    lora_rank: int = 0
+    """Train a LoRA adapter of this rank, and not the model. 0: the model."""
+    autocast: Literal["bfloat16"] | None = None
+    """Compute the model's layers in bfloat16."""
+    gradient_checkpointing: bool = False
+    """Hold less in updates, and compute the layers twice."""
+    micro_batch_size: int | None = None
+    """Compute a minibatch in parts of at most so many tokens, to hold less."""
     seed: int = 0
     """Of everything."""
     device: str = "auto"
     """cpu, cuda, ..."""
     eval_examples: int = 256
     """How many held-out examples to play before and after, at most."""
+    checkpoint_freq: int = 16_384
+    """Tokens between two checkpoints, which --resume goes on from. 0: none."""
     run_dir: Path | None = None
     """The run's folder. Default: runs/ENV/DATE-TIME."""
     progress: bool = True
@@ -110,21 +134,30 @@ def train(options: Train, console: Console) -> None:
     from agents import runs
 
     plan = make_plan(options)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = options.run_dir or Path("runs") / plan.env_id / stamp
-    summary = runs.train(plan, folder, asdict(options), console.print, options.progress)
-    before, after = summary["evaluations"]
-    console.print(transcripts_table(before, after, count=5))
+    if options.resume is not None:
+        folder, run = options.resume, runs.resume
+        if runs.is_finished(folder):
+            console.print(f"The run in {folder} is finished: nothing to do.", soft_wrap=True)
+            return
+    else:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder, run = options.run_dir or Path("runs") / plan.env_id / stamp, runs.train
+    config = asdict(options)
+    del config["resume"]
+    summary = run(plan, folder, config, console.print, options.progress)
+    console.print(transcripts_table(*summary["samples"], count=5))
     table = Table(title=f"{plan.env_id}: {summary['timesteps']:,} tokens")
     for name in ("", "before", "after"):
         table.add_column(name)
-    table.add_row("held-out reward", runs.show(before), runs.show(after))
+    own_reward = not options.reward
+    before, after = summary["before"], summary["after"]
+    table.add_row("held-out reward", *(runs.show(e, own_reward) for e in (before, after)))
     for label, key in (
         ("tokens per episode", "response_tokens"),
         ("ended by EOS", "stopped_by_eos"),
         ("distinct responses", "distinct_responses"),
     ):
-        table.add_row(label, f"{summary['before'][key]:.2f}", f"{summary['after'][key]:.2f}")
+        table.add_row(label, f"{before[key]:.2f}", f"{after[key]:.2f}")
     console.print(table)
     console.print(f"{summary['tokens_per_second']:,.0f} tokens/s on {summary['device']}")
     console.print(f"Run folder: {folder}", soft_wrap=True)
@@ -137,16 +170,7 @@ def evaluate(options: Evaluate, console: Console) -> None:
     from agents import PPO, runs
     from agents.evaluation import evaluate_split
 
-    if not (options.run / runs.CONFIG).is_file():
-        raise ValueError(
-            f"{options.run} is no run folder: expected one that `textenvs train` wrote, with a "
-            f"{runs.CONFIG}."
-        )
-    config = runs.read_json(options.run / runs.CONFIG)
-    resolved = config.pop("resolved")
-    fields: Any = {name: config[name] for name in Train.__dataclass_fields__}
-    tuples: Any = {name: tuple(fields[name]) for name in ("fields", "reward")}
-    trained = Train(**{**fields, **tuples})
+    trained, resolved = read_options(options.run)
     plan = make_plan(trained)
     env_id = runs.resolve_env_id(options.env) if options.env else plan.env_id
     kwargs = {**plan.env_kwargs, **plan.eval_kwargs}
@@ -157,7 +181,7 @@ def evaluate(options: Evaluate, console: Console) -> None:
     result = evaluate_split(
         model, env, options.max_examples, options.deterministic, seed=options.seed
     )
-    console.print(transcripts_table(result, count=options.samples))
+    console.print(transcripts_table(result.records(), count=options.samples))
     table = Table("", env_id)
     for name, value in result.summary().items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
@@ -179,12 +203,46 @@ def list_environments(console: Console) -> None:
     console.print(table)
 
 
+def read_options(folder: Path) -> tuple[Train, dict[str, Any]]:
+    """Return the options that a run was started with, and what its environment settled itself."""
+    from agents import runs
+
+    if not (folder / runs.CONFIG).is_file():
+        raise ValueError(
+            f"{folder} is no run folder: expected one that `textenvs train` wrote, with a "
+            f"{runs.CONFIG}."
+        )
+    config = runs.read_json(folder / runs.CONFIG)
+    fields: Any = {name: config[name] for name in Train.__dataclass_fields__ if name in config}
+    tuples: Any = {name: tuple(fields[name]) for name in ("fields", "reward")}
+    run_dir = None if fields["run_dir"] is None else Path(fields["run_dir"])
+    return Train(**{**fields, **tuples, "run_dir": run_dir}), config["resolved"]
+
+
+def check_resumed(options: Train, saved: Train) -> None:
+    """Refuse options that are not those of the run that is to go on."""
+    different = [
+        name
+        for name, value in asdict(saved).items()
+        if name not in ("resume", *MAY_CHANGE) and getattr(options, name) != value
+    ]
+    if different:
+        given = ", ".join(f"{name}={getattr(options, name)!r}" for name in different)
+        own = ", ".join(f"{name}={getattr(saved, name)!r}" for name in different)
+        raise ValueError(
+            f"--resume goes on with the run's own options, {own}, but was given {given}: leave "
+            f"them out, or start a new run. Only {', '.join(MAY_CHANGE)} may change."
+        )
+
+
 def make_plan(options: Train) -> Any:
     """Return the run that the options describe."""
     from stable_baselines3.common.utils import LinearSchedule
 
     from agents.runs import Plan, resolve_env_id
 
+    if options.env is None:
+        raise ValueError("textenvs train needs an environment, such as TextGen-v0.")
     tokenizer = options.tokenizer or (None if options.model == "tiny" else options.model)
     env_kwargs: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -195,6 +253,10 @@ def make_plan(options: Train) -> Any:
         "max_new_tokens": options.max_new_tokens,
         "truncate_prompt": options.truncate_prompt,
     }
+    if options.checkpoint_freq < 0:
+        raise ValueError(
+            f"--checkpoint-freq must be at least 0, but it is {options.checkpoint_freq}."
+        )
     own = options.dataset is None
     separate = options.eval_dataset is not None
     if own and separate:
@@ -209,13 +271,24 @@ def make_plan(options: Train) -> Any:
         eval_split="test" if own else "train" if separate else "train[90%:]",
         eval_examples=options.eval_examples,
         ppo_kwargs={
-            "policy_kwargs": {"model": options.model, "temperature": options.temperature},
+            "policy_kwargs": {
+                "model": options.model,
+                "temperature": options.temperature,
+                "value_model": options.value_model,
+                "peft_config": {"r": options.lora_rank} if options.lora_rank else None,
+                "autocast": options.autocast,
+                "gradient_checkpointing": options.gradient_checkpointing,
+            },
             "learning_rate": LinearSchedule(options.learning_rate, 0.0, 1.0),
             "n_steps": options.n_steps,
             "batch_size": options.batch_size,
             "n_epochs": options.n_epochs,
             "kl_coef": options.kl_coef,
             "kl_target": options.kl_target,
+            "kl_estimator": options.kl_estimator,
+            "kl_in": options.kl_in,
+            "whiten_rewards": options.whiten_rewards,
+            "micro_batch_size": options.micro_batch_size,
             "ent_coef": options.ent_coef,
             "device": options.device,
         },
@@ -225,6 +298,7 @@ def make_plan(options: Train) -> Any:
             "batch_size": options.warm_start_batch_size,
         },
         seed=options.seed,
+        checkpoint_freq=options.checkpoint_freq,
     )
 
 
@@ -249,21 +323,33 @@ def parse_rewards(rewards: tuple[str, ...]) -> list[tuple[str, float] | str] | N
     return parsed or None
 
 
-def transcripts_table(*evaluations: Any, count: int) -> Table:
-    """Return transcripts side by side: the same examples before and after."""
+def transcripts_table(*evaluations: list[dict[str, Any]], count: int) -> Table:
+    """Return transcripts side by side, from their records: the same examples before and after."""
     table = Table(show_lines=True)
     titles = ("before", "after") if len(evaluations) == 2 else ("transcript",)
     for title in titles:
         table.add_column(title, ratio=1)
         table.add_column("reward", justify="right")
-    step = max(1, len(evaluations[0].episodes) // max(1, count))
-    for i in range(0, len(evaluations[0].episodes), step)[:count]:
+    step = max(1, len(evaluations[0]) // max(1, count))
+    for i in range(0, len(evaluations[0]), step)[:count]:
         cells = []
-        for evaluation in evaluations:
-            episode = evaluation.episodes[i]
-            cells += [escape(str(episode.transcript)), f"{episode.reward:.2f}"]
+        for records in evaluations:
+            text = "\n".join(f"{turn['role']}: {turn['text']}" for turn in records[i]["turns"])
+            cells += [escape(text), f"{records[i]['reward']:.2f}"]
         table.add_row(*cells)
     return table
+
+
+def parse(arguments: list[str] | None, saved: Train | None = None) -> Train | Evaluate | List:
+    """Parse the command line; `train` takes its defaults from a run's options, if given."""
+    return tyro.cli(
+        Annotated[Train, tyro.conf.subcommand("train", default=saved or Train())]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[List, tyro.conf.subcommand("list")],
+        prog="textenvs",
+        description="Text tasks as Gymnasium environments, and PPO for transformers.",
+        args=arguments,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -272,17 +358,15 @@ def main(arguments: list[str] | None = None) -> None:
     A user's mistake ends with its message alone; TEXTENVS_TRACEBACK=1 shows where it came from.
     """
     sys.path.insert(0, "")  # so that a Task in the working directory is found
-    options = tyro.cli(
-        Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[List, tyro.conf.subcommand("list")],
-        prog="textenvs",
-        description="Text tasks as Gymnasium environments, and PPO for transformers.",
-        args=arguments,
-    )
+    options = parse(arguments)
     console = Console()
     try:
         if isinstance(options, Train):
+            if options.resume is not None:
+                saved, _ = read_options(options.resume)
+                # Once more, since only now it can be seen what was given besides.
+                options = cast("Train", parse(arguments, saved))
+                check_resumed(options, saved)
             train(options, console)
         elif isinstance(options, Evaluate):
             evaluate(options, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -52,34 +53,16 @@ class Evaluation:
     @property
     def standard_error(self) -> float:
         """The standard error of the mean return over the examples."""
-        n = len(self.episodes)
-        return float(self.rewards.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        return _standard_error(self.rewards)
 
     @property
     def success_rate(self) -> float | None:
         """The share of successes, if the task knows success."""
-        successes = [e.is_success for e in self.episodes if e.is_success is not None]
-        return float(np.mean(successes)) if successes else None
+        return _share([episode.is_success for episode in self.episodes])
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures that belong into a report."""
-        terms = {name for episode in self.episodes for name in episode.reward_terms}
-        transcripts = [e.transcript for e in self.episodes if e.transcript is not None]
-        return {
-            "examples": len(self.episodes),
-            "mean_reward": self.mean,
-            "standard_error": self.standard_error,
-            "success_rate": self.success_rate,
-            "reward_terms": {
-                name: float(np.mean([e.reward_terms.get(name, 0.0) for e in self.episodes]))
-                for name in sorted(terms)
-            },
-            "stopped_by_eos": float(np.mean([t.stopped for t in transcripts])),
-            "response_tokens": float(
-                np.mean([sum(len(r) for _, r in e.turns) for e in self.episodes])
-            ),
-            "distinct_responses": len({t.response for t in transcripts}) / len(transcripts),
-        }
+        """Return the figures that belong into a report; see `summarize`."""
+        return summarize(self.records())
 
     def records(self) -> list[dict[str, Any]]:
         """Return each episode as plain data, for a JSONL file."""
@@ -91,10 +74,46 @@ class Evaluation:
                 "reward": episode.reward,
                 "reward_terms": episode.reward_terms,
                 "is_success": episode.is_success,
+                "stopped": episode.transcript.stopped,
+                "response_tokens": sum(len(response) for _, response in episode.turns),
             }
             for episode in self.episodes
             if episode.transcript is not None
         ]
+
+
+def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the figures that belong into a report.
+
+    Args:
+        records: Those of an `Evaluation`, as they are or read back from a file.
+    """
+    rewards = np.array([record["reward"] for record in records])
+    terms = sorted({name for record in records for name in record["reward_terms"]})
+    return {
+        "examples": len(records),
+        "mean_reward": float(rewards.mean()),
+        "standard_error": _standard_error(rewards),
+        "success_rate": _share([record["is_success"] for record in records]),
+        "reward_terms": {
+            name: float(np.mean([record["reward_terms"].get(name, 0.0) for record in records]))
+            for name in terms
+        },
+        "stopped_by_eos": float(np.mean([record["stopped"] for record in records])),
+        "response_tokens": float(np.mean([record["response_tokens"] for record in records])),
+        "distinct_responses": len({record["turns"][-1]["text"] for record in records})
+        / len(records),
+    }
+
+
+def _standard_error(values: npt.NDArray[np.float64]) -> float:
+    n = len(values)
+    return float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+def _share(successes: Sequence[bool | None]) -> float | None:
+    known = [success for success in successes if success is not None]
+    return float(np.mean(known)) if known else None
 
 
 def evaluate_split(

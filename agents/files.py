@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _remove(temporary)  # left by a killed process that had the same id
     try:
         yield temporary
+        _flush(temporary)
         if path.is_dir() and temporary.is_dir():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             _remove(old)
@@ -30,6 +32,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of `atomic_path`; nobody may be writing to the folder."""
+    for path in folder.glob(".*"):
+        if re.search(r"\.\d+\.(tmp(\.\w+)?|old)$", path.name):
+            _remove(path)
+
+
+def _flush(path: Path) -> None:
+    """Have a file on the disk before it takes another one's place, should the machine go down."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _remove(path: Path) -> None:

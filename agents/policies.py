@@ -118,8 +118,8 @@ class TransformerPolicy(ActorCriticPolicy):
             "autocast": autocast,
             "gradient_checkpointing": gradient_checkpointing,
         }
-        self.head_chunk = _head_chunk(head_chunk, self.vocab_size)
         self.backbone = self.make_backbone(model, peft_config)
+        self.head_chunk = _head_chunk(head_chunk, self.backbone.num_logits)
         # Whether the critic starts, and after a warm start again, as the actor.
         self.value_model_is_copy = value_model == "copy"
         self.value_backbone: CausalBackbone | None = None
@@ -378,10 +378,10 @@ def join_tokens(observations: dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tenso
     return th.where(index < prompt_length, from_prompt, response.gather(1, behind)), lengths
 
 
-def _head_chunk(given: int | None, vocab_size: int) -> int:
+def _head_chunk(given: int | None, num_logits: int) -> int:
     """Return how many tokens get their logits at a time."""
     if given is None:
-        return max(1, LOGITS_AT_A_TIME // vocab_size)
+        return max(1, LOGITS_AT_A_TIME // num_logits)
     if given < 1:
         raise ValueError(f"head_chunk must be a number of tokens, at least 1, but it is {given}.")
     return given

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import time
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import gymnasium as gym
@@ -26,6 +29,7 @@ from agents.backbones import CausalBackbone
 from agents.buffers import SequenceRolloutBuffer
 from agents.kl import KLEstimator, KLPlace, check_kl_arguments
 from agents.policies import TransformerPolicy
+from agents.resume import ResumePoint, go_on, resume_point
 from agents.shaping import CutOff, bootstrap, score_kl, whiten_rewards
 from agents.statistics import EpisodeSums, TurnStatistics, peak_memory
 from agents.update import update
@@ -178,6 +182,7 @@ class PPO(stable_baselines3.PPO):
         self.ref_model = ref_model
         self.reference: CausalBackbone | None = None
         self.ref_config: PretrainedConfig | None = None
+        self.resume_point: ResumePoint | None = None
         chosen: Any = {name: defaults[name] if v is None else v for name, v in given.items()}
         with warnings.catch_warnings():
             if text:  # Sequences stay whole, so minibatches are never of one exact size.
@@ -251,9 +256,43 @@ class PPO(stable_baselines3.PPO):
     ) -> tuple[int, BaseCallback]:
         if self.is_text and self.kl_coef > 0 and self.reference is None:
             self.set_reference()
-        return super()._setup_learn(
+        point, self.resume_point = self.resume_point, None
+        if reset_num_timesteps:
+            point = None
+        if point is not None:
+            self._last_obs = None  # A reset first: it starts what a state does not hold.
+        setup = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        if point is not None:
+            go_on(self, point)
+        return setup
+
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save as SB3 does, for text together with where the run stands.
+
+        After `PPO.load(path, env=...)` into environments made alike,
+        `learn(..., reset_num_timesteps=False)` goes on as if it had never ended: in the middle of
+        the episodes and with the same random numbers. That is exact for what is saved between
+        rollouts, by `agents.CheckpointCallback` or after `learn`; what is saved during one starts
+        with new episodes, as in SB3.
+        """
+        loaded = self.resume_point  # and not yet gone on from
+        if self.is_text and loaded is None:
+            self.resume_point = resume_point(self)
+        try:
+            super().save(path, exclude, include)
+        finally:
+            self.resume_point = loaded
+
+    def _excluded_save_params(self) -> list[str]:
+        text_only = ["resume_point"] * (not self.is_text)
+        return [*super()._excluded_save_params(), "cut_off", *text_only]
 
     def set_reference(self) -> None:
         """Make `ref_model`, or else the present policy, the reference of the KL penalty.

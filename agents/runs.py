@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.logger import configure
 
-from agents.evaluation import Evaluation, evaluate_split
-from agents.files import atomic_path, write_text
+from agents.callbacks import CheckpointCallback
+from agents.evaluation import evaluate_split, summarize
+from agents.files import atomic_path, remove_leftovers, write_text
 from agents.imitation import warm_start
+from agents.logs import PROGRESS, continue_log
 from agents.plots import plot_learning_curve
 from agents.ppo import PPO
 from agents.vec_env import engine_of
@@ -23,8 +26,9 @@ from textenvs.registration import load_task, register_task, task_ids
 Say = Callable[[str], None]
 
 CONFIG, SUMMARY, AGENT, MODEL = "config.json", "summary.json", "agent.zip", "model"
+CHECKPOINT = "checkpoint.zip"
 BEFORE, AFTER = "samples_before.jsonl", "samples_after.jsonl"
-CURVE, PROGRESS = "learning_curve.png", "progress.csv"
+CURVE = "learning_curve.png"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Plan:
         ppo_kwargs: For `agents.PPO`.
         warm_start_kwargs: For `agents.warm_start`.
         seed: Of everything.
+        checkpoint_freq: After how many tokens to write a checkpoint, about. 0: never.
     """
 
     env_id: str
@@ -56,6 +61,12 @@ class Plan:
     ppo_kwargs: dict[str, Any]
     warm_start_kwargs: dict[str, Any]
     seed: int
+    checkpoint_freq: int
+
+    @property
+    def own_reward(self) -> bool:
+        """Whether the reward is the task's own."""
+        return self.env_kwargs.get("reward") is None
 
 
 def resolve_env_id(env: str) -> str:
@@ -76,7 +87,7 @@ def resolve_env_id(env: str) -> str:
 def train(
     plan: Plan, folder: Path, config: dict[str, Any], say: Say, progress: bool
 ) -> dict[str, Any]:
-    """Run a plan and return its summary.
+    """Run a plan and return its summary, with the records of both evaluations as `samples`.
 
     An interrupt (Ctrl-C) ends the training early and is otherwise harmless: everything is
     written as at the regular end, and the summary says `interrupted`.
@@ -89,7 +100,50 @@ def train(
         progress: Whether to show progress bars.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"The run folder {folder} is a file or not empty: choose another.")
+        raise ValueError(
+            f"The run folder {folder} is a file or not empty: choose another, or go on with a run "
+            "by --resume."
+        )
+    return _from_the_start(plan, folder, config, say, progress)
+
+
+def resume(
+    plan: Plan, folder: Path, config: dict[str, Any], say: Say, progress: bool
+) -> dict[str, Any]:
+    """Go on with a killed or interrupted run from its last checkpoint, and return its summary.
+
+    The result is that of the uninterrupted run. Without a checkpoint the run starts again, warm
+    start included.
+
+    Args:
+        plan: The run's.
+        folder: The run's.
+        config: The run's.
+        say: Called with lines for the user.
+        progress: Whether to show progress bars.
+    """
+    remove_leftovers(folder)
+    if not (folder / CHECKPOINT).is_file():
+        say("There is no checkpoint yet: the run starts again from its beginning.")
+        for log in folder.glob("events.out.tfevents.*"):
+            log.unlink()
+        return _from_the_start(plan, folder, config, say, progress)
+    envs, held_out = make_environments(plan)
+    model = PPO.load(folder / CHECKPOINT, env=envs, device=plan.ppo_kwargs["device"])
+    say(f"Going on from the checkpoint at {model.num_timesteps:,} tokens.")
+    seconds = continue_log(model, folder)
+    return _to_the_end(plan, folder, model, held_out, say, progress, seconds)
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run has come to its regular end."""
+    summary = folder / SUMMARY
+    return summary.is_file() and not read_json(summary)["interrupted"]
+
+
+def _from_the_start(
+    plan: Plan, folder: Path, config: dict[str, Any], say: Say, progress: bool
+) -> dict[str, Any]:
     envs, held_out = make_environments(plan)
     model = PPO("TransformerPolicy", envs, seed=plan.seed, **plan.ppo_kwargs)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,31 +153,60 @@ def train(
     warm_start(model, progress=progress, seed=plan.seed, **plan.warm_start_kwargs)
     say(f"Playing up to {plan.eval_examples} held-out examples ...")
     before = evaluate_split(model, held_out, plan.eval_examples)
-    write_jsonl(folder / BEFORE, before)
-    say(f"Mean held-out reward before: {show(before)}")
+    write_jsonl(folder / BEFORE, before.records())
+    say(f"Mean held-out reward before: {show(before.summary(), plan.own_reward)}")
     model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+    return _to_the_end(plan, folder, model, held_out, say, progress)
+
+
+def _to_the_end(
+    plan: Plan,
+    folder: Path,
+    model: PPO,
+    held_out: gym.Env[Any, Any],
+    say: Say,
+    progress: bool,
+    earlier_seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Train up to the plan's total, evaluate, and write what a run leaves behind."""
     say(f"Training on {plan.timesteps:,} tokens ...")
+    checkpoints = None
+    if plan.checkpoint_freq:
+        save_freq = math.ceil(plan.checkpoint_freq / plan.num_envs)
+        name = Path(CHECKPOINT).stem
+        checkpoints = CheckpointCallback(save_freq, str(folder), name, replace=True)
     interrupted, started = False, time.perf_counter()
     try:
-        model.learn(plan.timesteps, progress_bar=progress)
+        model.learn(
+            max(0, plan.timesteps - model.num_timesteps),
+            callback=checkpoints,
+            reset_num_timesteps=False,
+            progress_bar=progress,
+        )
     except KeyboardInterrupt:
         interrupted = True
         say("Interrupted: writing what has been learned so far ...")
-    seconds = time.perf_counter() - started
+    seconds = earlier_seconds + time.perf_counter() - started
     with atomic_path(folder / AGENT) as temporary:
         model.save(temporary)
     model.policy.save_pretrained(folder / MODEL)  # type: ignore[operator]
-    after = evaluate_split(model, held_out, plan.eval_examples)
-    write_jsonl(folder / AFTER, after)
-    say(f"Mean held-out reward after: {show(after)}")
+    evaluation = evaluate_split(model, held_out, plan.eval_examples)
+    write_jsonl(folder / AFTER, evaluation.records())
+    samples = read_jsonl(folder / BEFORE), evaluation.records()
+    before, after = map(summarize, samples)
+    say(f"Mean held-out reward after: {show(after, plan.own_reward)}")
     model.logger.close()
     plot_learning_curve(
         folder / PROGRESS,
         folder / CURVE,
         plan.env_id,
         {
-            "held out, before": (0, before.mean, before.standard_error),
-            "held out, after": (model.num_timesteps, after.mean, after.standard_error),
+            "held out, before": (0, before["mean_reward"], before["standard_error"]),
+            "held out, after": (
+                model.num_timesteps,
+                after["mean_reward"],
+                after["standard_error"],
+            ),
         },
     )
     summary = {
@@ -132,13 +215,15 @@ def train(
         "timesteps": model.num_timesteps,
         "interrupted": interrupted,
         "device": str(model.device),
-        "before": before.summary(),
-        "after": after.summary(),
+        "before": before,
+        "after": after,
         "training_seconds": round(seconds, 1),
         "tokens_per_second": round(model.num_timesteps / seconds, 1),
     }
     write_json(folder / SUMMARY, summary)
-    return {**summary, "evaluations": (before, after)}
+    if not interrupted:
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # the agent is the same
+    return {**summary, "samples": samples}
 
 
 def make_environments(plan: Plan) -> tuple[Any, gym.Env[Any, Any]]:
@@ -162,12 +247,18 @@ def make_environments(plan: Plan) -> tuple[Any, gym.Env[Any, Any]]:
     return envs, held_out
 
 
-def show(evaluation: Evaluation) -> str:
-    """Return a mean with its standard error, as text."""
-    success = evaluation.success_rate
+def show(summary: dict[str, Any], success: bool = True) -> str:
+    """Return an evaluation's mean with its standard error, as text.
+
+    Args:
+        summary: The evaluation's.
+        success: Whether to tell the success rate, too. The task's success says little about a
+            reward that is not the task's.
+    """
+    rate = summary["success_rate"] if success else None
     return (
-        f"{evaluation.mean:.3f} ± {evaluation.standard_error:.3f} (n={len(evaluation.episodes)})"
-        + ("" if success is None else f", success {success:.0%}")
+        f"{summary['mean_reward']:.3f} ± {summary['standard_error']:.3f} "
+        f"(n={summary['examples']})" + ("" if rate is None else f", success {rate:.0%}")
     )
 
 
@@ -176,10 +267,15 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def write_jsonl(path: Path, evaluation: Evaluation) -> None:
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write an evaluation's transcripts, a line each."""
-    lines = (json.dumps(record, ensure_ascii=False) for record in evaluation.records())
+    lines = (json.dumps(record, ensure_ascii=False) for record in records)
     write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_jsonl` wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def read_json(path: Path) -> Any:

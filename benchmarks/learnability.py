@@ -70,7 +70,7 @@ def run(settings: Train) -> dict[str, Any]:
         summary = runs.train(
             make_plan(options), Path(folder) / "run", asdict(options), lambda line: None, False
         )
-    del summary["evaluations"]
+    del summary["samples"]
     return {**summary, "minutes": (time.perf_counter() - started) / 60}
 
 

@@ -7,8 +7,10 @@ costs a few array operations, whatever the length; text is decoded and scored on
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +22,7 @@ from textenvs.dataset import load_examples, splits_of
 from textenvs.registration import load_task
 from textenvs.rewards import resolve_rewards, score_transcripts
 from textenvs.spaces import TokenSpace
+from textenvs.state import check_fits
 from textenvs.task import Example, Task, Transcript, Turn
 from textenvs.tokenization import (
     TokenIds,
@@ -328,6 +331,46 @@ class TextEngine:
     def example(self, slot: int) -> Example:
         """Return the example that a slot's episode is about."""
         return self.examples[self._example[slot]]
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where each slot stands, as plain data without the examples and the tokenizer."""
+        return {
+            "made_of": self.made_of,
+            "observations": {key: array.copy() for key, array in self.observations.items()},
+            "turns": list(self.turns),
+            "example": list(self._example),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Put each slot where `get_state` found it.
+
+        Raises:
+            ValueError: If the state is that of an engine with other examples, budgets or slots.
+        """
+        check_fits(state["made_of"], self.made_of)
+        for key, array in self.observations.items():
+            array[...] = state["observations"][key]
+        self.turns = list(state["turns"])
+        self._example = list(state["example"])
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What a state is only of use with."""
+        return {
+            "num_envs": self.num_envs,
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "max_new_tokens": self.max_new_tokens,
+            "examples": len(self.examples),
+            "digest": self._digest,
+        }
+
+    @cached_property
+    def _digest(self) -> str:
+        """A hash of the examples: prompts as tokens, references as text."""
+        digest = hashlib.sha256()
+        for example, prompt in zip(self.examples, self._prompts, strict=True):
+            digest.update(prompt.tobytes() + repr(example.references).encode())
+        return digest.hexdigest()[:16]
 
 
 def _budget(name: str, given: int | None, default: Any) -> Any:

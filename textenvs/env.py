@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 
 from textenvs.engine import Info, Observation, TextEngine
 from textenvs.rendering import Screen, render_ansi
+from textenvs.state import generator_from, generator_state
 from textenvs.task import Task
 
 if TYPE_CHECKING:
@@ -147,6 +148,34 @@ class TextEnv(gym.Env[Observation, np.int64]):
             )
             return None
         return render_ansi(self.engine, 0, self._info) if self.render_mode == "ansi" else None
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the episode and the generator stand, as plain data.
+
+        What wrappers count by themselves (`TimeLimit`'s steps) is not in it.
+        """
+        return {
+            "engine": self.engine.get_state(),
+            "generator": generator_state(self._np_random),
+            "seed": self._np_random_seed,
+            "running": self._running,
+            "info": dict(self._info),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `get_state` was called, here or in an environment made alike.
+
+        Raises:
+            ValueError: If the state is that of an environment with other examples or budgets.
+        """
+        self.engine.set_state(state["engine"])
+        self._np_random = generator_from(state["generator"])
+        self._np_random_seed = state["seed"]
+        self._running = state["running"]
+        self._info = dict(state["info"])
+
+    # Under this name, Gymnasium's and SB3's ways to get and set attributes reach it in workers.
+    text_state = property(get_state, set_state)
 
     def _show(self, first: bool = False) -> None:
         if self._screen is not None:

@@ -96,6 +96,24 @@ class LengthPenalty(RewardTerm):
         return [-float(max(0, t.response_tokens - self.target)) for t in transcripts]
 
 
+class MissingEOSPenalty(RewardTerm):
+    """Minus 1 for a response that the budget ended, and not the agent; every turn counts.
+
+    Not for tasks whose allowed tokens leave EOS out: there, every response is ended by the budget.
+
+    Args:
+        weight: The cost of a response without EOS.
+        name: How the term is called.
+    """
+
+    def __init__(self, weight: float = 1.0, name: str = "missing_eos_penalty") -> None:
+        super().__init__(name, weight, every_turn=True)
+
+    def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
+        """Return -1 without EOS and 0 with it."""
+        return [-float(not t.stopped) for t in transcripts]
+
+
 class RepetitionPenalty(RewardTerm):
     """Minus the share of n-grams of a response that occurred in it before; every turn counts.
 
@@ -196,6 +214,7 @@ class MetricReward(RewardTerm):
 _NAMED: dict[str, Callable[[Task], RewardTerm]] = {
     "task": TaskReward,
     "length_penalty": lambda _: LengthPenalty(),
+    "missing_eos_penalty": lambda _: MissingEOSPenalty(),
     "repetition_penalty": lambda _: RepetitionPenalty(),
     "bleu": lambda _: CallableReward(metrics.bleu),
     "chrf": lambda _: CallableReward(metrics.chrf),

@@ -17,6 +17,7 @@ from gymnasium.vector.utils import batch_space
 from textenvs.engine import Info, Observation, TextEngine
 from textenvs.env import TextEnv
 from textenvs.rendering import render_ansi
+from textenvs.state import generator_from, generator_state
 from textenvs.task import Task
 
 if TYPE_CHECKING:
@@ -191,6 +192,32 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             render_ansi(self.engine, slot, self._infos.get(slot, {}))
             for slot in range(self.num_envs)
         )
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where each slot's episode and generator stand, as plain data."""
+        return {
+            "engine": self.engine.get_state(),
+            "generators": [generator_state(rng) for rng in self._rngs],
+            "seeds": list(self._seeds),
+            "elapsed": self._elapsed.copy(),
+            "over": self._over.copy(),
+            "infos": {slot: dict(info) for slot, info in self._infos.items()},
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `get_state` was called, here or in an environment made alike.
+
+        Raises:
+            ValueError: If the state is that of an environment with other examples, budgets or
+                number of slots.
+        """
+        self.engine.set_state(state["engine"])
+        generators = [generator_from(generator) for generator in state["generators"]]
+        self._rngs = [rng for rng in generators if rng is not None]
+        self._seeds = list(state["seeds"])
+        self._elapsed[:] = state["elapsed"]
+        self._over = state["over"].copy()
+        self._infos = {slot: dict(info) for slot, info in state["infos"].items()}
 
     def _was_reset(self, slot: int, done: Mask) -> bool:
         return bool(self.autoreset_mode == AutoresetMode.SAME_STEP and done[slot])

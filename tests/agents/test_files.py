@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.files import atomic_path, write_text
+from agents.files import atomic_path, remove_leftovers, write_text
 
 
 def test_file_is_replaced_at_the_end(tmp_path: Path) -> None:
@@ -68,3 +68,14 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path) -> None:
         assert temporary == left
         temporary.mkdir()
     assert list(path.iterdir()) == [] and list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    kept = {".hidden", ".tmp.zip", "a.12.tmp.zip", ".git"}
+    for name in (*kept, ".agent.12.tmp.zip", ".notes.345.tmp"):
+        (tmp_path / name).write_text("")
+    for name in (".model.12.tmp", ".model.12.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("half")
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     "agents": [
         {"adapters", "buffers", "files", "kl", "kv_cache", "sampling", "statistics", "vec_env"},
-        {"backbones", "plots"},
-        {"policies"},
+        {"backbones", "callbacks", "env_state", "logs", "plots"},
+        {"policies", "resume"},
         {"shaping", "update"},
         {"evaluation", "imitation", "ppo"},
         {"runs"},

@@ -98,6 +98,20 @@ def test_repetition_penalty(text: str, n: int, expected: float) -> None:
     assert RepetitionPenalty(n=n).score([finished(text)])[0] == pytest.approx(expected)
 
 
+def test_missing_eos_penalty_tests_the_tasks_own_stop() -> None:
+    # The environment says whether its own EOS came; no token id is looked at again.
+    env = gym.make("TextGen-v0", reward=["task", ("missing_eos_penalty", 0.5)], max_new_tokens=3)
+    eos = env.unwrapped.engine.eos_token_id  # type: ignore[attr-defined]
+    other = eos + 300
+    for tokens, penalty in (([other, eos], 0.0), ([other] * 3, -0.5), ([other, other, eos], 0.0)):
+        env.reset(seed=0)
+        for token in tokens:
+            _, reward, terminated, _, info = env.step(token)
+        assert terminated
+        assert info["reward_terms"]["missing_eos_penalty"] == penalty
+        assert reward == sum(info["reward_terms"].values())
+
+
 def test_repetition_penalty_needs_ngrams() -> None:
     with pytest.raises(ValueError, match="n must be at least 1, but it is 0"):
         RepetitionPenalty(n=0)
@@ -140,7 +154,8 @@ def test_weights_are_set_on_a_copy() -> None:
 def test_every_named_reward_scores(name: str) -> None:
     (term,) = resolve_rewards(name, Echo())
     transcript = finished("was good", references=("was good", "was fine"), tokens=3)
-    expected = {"task": 8.0, "length_penalty": -0.03, "repetition_penalty": 0.0}
+    expected = {"task": 8.0, "length_penalty": -0.03}
+    expected |= {"repetition_penalty": 0.0, "missing_eos_penalty": 0.0}
     if name == "sentiment":
         expected[name] = metrics.sentiment([transcript])[0]
     assert score_transcripts(term, [transcript]) == [pytest.approx(expected.get(name, 1.0))]

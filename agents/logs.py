@@ -1,0 +1,92 @@
+"""The log of a run that goes on: what came after the checkpoint is dropped, the rest is kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.files import write_text
+
+PROGRESS = "progress.csv"
+STEP, ITERATION, SECONDS = "time/total_timesteps", "time/iterations", "time/time_elapsed"
+
+
+class ContinuedCSV(CSVOutputFormat):
+    """SB3's CSV log, appended to a file that is there.
+
+    Args:
+        filename: The file; its first line names the columns.
+    """
+
+    def __init__(self, filename: str) -> None:
+        self.file = open(filename, "r+", encoding="utf-8", newline="")
+        self.keys = next(csv.reader(self.file), [])
+        self.file.seek(0, io.SEEK_END)
+        self.separator = ","
+        self.quotechar = '"'
+
+
+class ContinuedTensorBoard(TensorBoardOutputFormat):
+    """SB3's TensorBoard log, in place of what earlier files of the folder hold from a step on.
+
+    Args:
+        folder: The log's.
+        step: The first step that is logged anew.
+    """
+
+    def __init__(self, folder: str, step: int) -> None:
+        self.writer = SummaryWriter(log_dir=folder, purge_step=step)
+        self._is_closed = False
+
+
+def continue_log(model: BaseAlgorithm, folder: Path) -> float:
+    """Let a loaded agent go on with its run's log.
+
+    Args:
+        model: The agent; rows beyond its timesteps are dropped.
+        folder: Where the log is.
+
+    Returns:
+        For how many seconds the run had been training, as far as the log tells.
+    """
+    rows = _rows(folder / PROGRESS, model.num_timesteps)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    if rows:
+        writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / PROGRESS, text.getvalue())
+    outputs = [
+        ContinuedCSV(str(folder / PROGRESS)),
+        ContinuedTensorBoard(str(folder), model.num_timesteps + 1),
+    ]
+    model.set_logger(Logger(str(folder), outputs))
+    return _seconds(rows)
+
+
+def _rows(path: Path, last: int) -> list[dict[str, Any]]:
+    """Return the whole rows up to a step."""
+    rows = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                with suppress(KeyError, ValueError, TypeError):  # a row that a kill cut off
+                    if int(row[STEP]) <= last and int(row[ITERATION]) and float(row[SECONDS]) >= 0:
+                        rows.append(row)
+    return rows
+
+
+def _seconds(rows: list[dict[str, Any]]) -> float:
+    """Add up what each part of the run took; iterations count from 1 in each of them."""
+    total = 0.0
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        if following is None or int(following[ITERATION]) <= int(row[ITERATION]):
+            total += float(row[SECONDS])
+    return total

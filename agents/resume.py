@@ -1,0 +1,119 @@
+"""Where a run stands: what a saved agent holds besides SB3's so that it goes on exactly."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.env_state import get_env_state, set_env_state, shows
+from textenvs.state import generator_state
+
+
+def get_generators() -> dict[str, Any]:
+    """Return the states of the global generators of Python, NumPy and torch (all devices)."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": th.get_rng_state().numpy(),
+        "cuda": [state.numpy() for state in th.cuda.get_rng_state_all()]
+        if th.cuda.is_initialized()
+        else [],
+    }
+
+
+def set_generators(states: Mapping[str, Any]) -> None:
+    """Put the global generators where `get_generators` found them."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    th.set_rng_state(th.from_numpy(states["torch"].copy()))
+    for device, state in enumerate(states["cuda"][: th.cuda.device_count()]):
+        th.cuda.set_rng_state(th.from_numpy(state.copy()), device)
+
+
+# With slots, SB3's zip file holds it pickled only, and not a second time as text.
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where a run stands between two rollouts.
+
+    Args:
+        generators: See `get_generators`.
+        action_generator: The state of the action space's own generator, if it was used.
+        environment: See `get_env_state`. None: the environments start with a reset.
+        last: The attributes in which SB3 keeps the last step's observations and ends.
+        logged: The logger's attributes about what was recorded since the log's last row.
+    """
+
+    generators: dict[str, Any]
+    action_generator: Mapping[str, Any] | None
+    environment: dict[str, Any] | None
+    last: dict[str, Any]
+    logged: dict[str, dict[str, Any]]
+
+
+LAST = ("_last_obs", "_last_episode_starts")
+LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
+
+
+def resume_point(agent: BaseAlgorithm) -> ResumePoint | None:
+    """Return where an agent's run stands; nothing is drawn or changed.
+
+    Returns:
+        None before training and in the middle of a rollout, whose steps are not saved: the next
+        one then starts with a reset, as in SB3.
+    """
+    if agent.env is None or agent._last_obs is None:
+        return None
+    environment = get_env_state(agent.env)
+    if environment is not None and not shows(environment, agent._last_obs):
+        return None
+    return ResumePoint(
+        get_generators(),
+        generator_state(agent.action_space._np_random),
+        environment,
+        {name: deepcopy(getattr(agent, name)) for name in LAST},
+        _logged(agent),
+    )
+
+
+def go_on(agent: BaseAlgorithm, point: ResumePoint) -> None:
+    """Put an agent whose environments have just been reset where its run stood.
+
+    If the environments are not those of the run, they stay as they are, with a warning.
+    """
+    if agent.env is None:
+        return
+    if point.environment is not None:
+        try:
+            set_env_state(agent.env, point.environment)
+        except ValueError as error:
+            warnings.warn(
+                f"Training goes on with new episodes, not where it was saved. {error}", stacklevel=4
+            )
+            return
+        vars(agent).update(deepcopy(point.last))
+    for name, values in point.logged.items():
+        getattr(agent.logger, name).update(values)
+    if point.action_generator is not None:
+        agent.action_space.np_random.bit_generator.state = point.action_generator
+    set_generators(point.generators)
+
+
+def _logged(agent: BaseAlgorithm) -> dict[str, dict[str, Any]]:
+    """Return the figures that the log's next row will hold already; pictures are left out."""
+    logger = getattr(agent, "_logger", None)
+    if logger is None:
+        return {}
+    figures = [k for k, v in logger.name_to_value.items() if isinstance(v, (int, float, np.number))]
+    tables = {name: getattr(logger, name) for name in LOGGED}
+    return {
+        name: {figure: table[figure] for figure in figures if figure in table}
+        for name, table in tables.items()
+    }
