@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch as th
 from transformers import OPTConfig
 
+from agents import PPO
 from tests.agents.helpers import VOCAB, gpt2, llama, policy_for, vec_env
 from tests.agents.training import (
     ITERATION,
@@ -53,8 +55,8 @@ DROPOUT: dict[str, dict[str, float]] = {
 
 
 def inner_layers(model: Any) -> list[th.nn.Module]:
-    """A module in the middle of each layer of an agent's model."""
-    modules = model.policy.backbone.model.named_modules()
+    """A module in the middle of each layer of an agent's models."""
+    modules = model.policy.named_modules()
     return [module for name, module in modules if name.endswith((".mlp", ".fc1"))]
 
 
@@ -64,6 +66,7 @@ def test_checkpointing_computes_twice_and_changes_nothing(
     config: str, value_model: str | None
 ) -> None:
     updates, rollouts = [], []
+    models = 1 if value_model is None else 2
     for checkpointed in (False, True):
         policy = {"model": CONFIGS[config](), "value_model": value_model, **PLAIN_STEPS}
         policy["gradient_checkpointing"] = checkpointed
@@ -73,12 +76,12 @@ def test_checkpointing_computes_twice_and_changes_nothing(
             collect(model)
             assert model.policy.backbone.memo is not None
             # Of each layer a decode step for each token, and prefills for the resets.
-            assert 2 * N_STEPS <= calls.tokens(32) // NUM_ENVS < 2 * 4 * N_STEPS
+            assert 2 * N_STEPS <= calls.tokens(32) // NUM_ENVS // models < 2 * 4 * N_STEPS
             calls.take()
             rollouts.append(model.rollout_buffer.log_probs.copy())
             shake(model.policy)
             updates.append(train(model))
-            assert calls.take() == 2 * (ITERATION // 32) * (1 + checkpointed)
+            assert calls.take() == models * 2 * (ITERATION // 32) * (1 + checkpointed)
     for plain, twice in zip(updates[:2], updates[2:], strict=True):
         assert plain.difference(twice) < 1e-5
     assert np.array_equal(rollouts[0], rollouts[2]) and np.array_equal(rollouts[1], rollouts[3])
@@ -161,7 +164,7 @@ def test_autocast_computes_the_trunk_only_in_bfloat16(config: str, value_model: 
     assert 0 < train(precise).difference(train(rough)) < 0.1
 
 
-def test_training_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_in_bfloat16(tmp_path: Path) -> None:
     policy = {"autocast": "bfloat16", "gradient_checkpointing": True}
     model = make_agent(policy=policy, kl_coef=0.1, learning_rate=1e-2)
     before = weights(model.policy)
@@ -176,6 +179,16 @@ def test_training_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.reference.autocast == th.bfloat16
     assert abs(logs[0]["kl/per_token"]) < 2e-3
     assert all(log["train/first_ratio_error"] < 0.1 for log in logs)
+    # And a loaded one does.
+    model.save(tmp_path / "agent")
+    loaded: Any = PPO.load(tmp_path / "agent", device="cpu")
+    samples = model.rollout_buffer.samples(model.rollout_buffer.sequences)
+    with th.no_grad():
+        first, second = (
+            m.policy.log_probs(m.reference, samples.observations, samples.actions)
+            for m in (model, loaded)
+        )
+    assert th.equal(first, second)
 
 
 @pytest.mark.parametrize("autocast", ["float16", "bf16", True])

@@ -110,6 +110,19 @@ def test_critics_memo_is_dropped_with_the_actors() -> None:
     assert (again.flatten() - samples.old_values).abs().max() < 1e-5
 
 
+def test_training_mode_drops_the_critics_memo_even_if_nobody_could_tell() -> None:
+    model = collect(make_agent(policy={"value_model": "copy"}))
+    obs, _ = model.policy.obs_to_tensor(model._last_obs)
+    with th.no_grad():
+        stale = model.policy.predict_values(obs)
+        for parameter in model.policy.value_backbone.parameters():
+            parameter.data.mul_(1.5)  # which PyTorch keeps no count of
+        model.policy.set_training_mode(True)
+        model.policy.set_training_mode(False)
+        answer, fresh = model.policy.predict_values(obs), model.policy.values_without_memo(obs)
+    assert (fresh - stale).abs().max() > 1e-2 and (answer - fresh).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("spec", ["copy", llama(), None])
 def test_warm_start_copies_to_a_copy_only(spec: Any, tmp_path: Path) -> None:
     model = make_agent("several turns", policy={"value_model": spec})

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
+from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from agents import PPO
 from agents.shaping import reference_model, whiten_rewards
@@ -101,6 +102,27 @@ def test_callbacks_see_the_last_observation_and_whether_it_was_cut_off() -> None
 
     collect(make_agent(env=CUT), keep)
     assert seen and all(seen)
+
+
+class Silent(VecEnvWrapper):
+    """An environment that cuts episodes off and does not say where."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            info.pop("terminal_observation", None)
+        return obs, rewards, dones, infos
+
+
+def test_without_a_last_observation_there_is_nothing_to_add() -> None:
+    model = make_agent(env=CUT)
+    model.set_env(Silent(model.env))
+    diary: list[Any] = []
+    collect(model, lambda rollout: diary.append(rollout["rewards"].copy()))
+    assert np.array_equal(model.rollout_buffer.rewards, np.array(diary, dtype=np.float32))
 
 
 def test_a_rollout_that_a_callback_ends_is_not_settled() -> None:

@@ -95,9 +95,10 @@ def test_kl_figures(estimator: Any, kl_in: Any) -> None:
     shake(model.policy)
     expected: list[float] = []
     running = [0.0] * NUM_ENVS
-    for _ in range(2):
+    for fresh in (True, False):
         diary = Diary()
-        collect(model, diary)
+        collect(model, diary, fresh)
+        assert all(token.starts for token in diary.tokens[:NUM_ENVS]) == fresh
         buffer, log = model.rollout_buffer, model.logger.name_to_value
         log_ratio = (buffer.ref_log_probs - buffer.log_probs).astype(float)
         kl = -log_ratio if estimator == "k1" else np.exp(log_ratio) - 1 - log_ratio

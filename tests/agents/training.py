@@ -48,10 +48,16 @@ def make_agent(
     return model
 
 
-def collect(model: Any, callback: Callable[[Any], None] | None = None) -> Any:
-    """Fill an agent's buffer with a rollout, and leave the update to the test."""
+def collect(model: Any, callback: Callable[[Any], None] | None = None, fresh: bool = True) -> Any:
+    """Fill an agent's buffer with a rollout, and leave the update to the test.
+
+    Args:
+        model: The agent.
+        callback: Called with the local variables of each step.
+        fresh: Whether new episodes begin, or those of the rollout before go on.
+    """
     each = EachStep(callback) if callback else None
-    _, callbacks = model._setup_learn(10 * model.n_steps * model.n_envs, each)
+    _, callbacks = model._setup_learn(10 * model.n_steps * model.n_envs, each, fresh)
     callbacks.on_training_start({}, {})
     assert model.collect_rollouts(model.env, callbacks, model.rollout_buffer, model.n_steps)
     return model
