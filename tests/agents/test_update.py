@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
+from stable_baselines3.common.utils import LinearSchedule
 
 from tests.agents.helpers import FEW, llama
 from tests.agents.oracle import Critic, Diary, losses, settle
@@ -332,3 +333,16 @@ def test_reference_reads_each_sequence_once_if_it_costs_something_at_all() -> No
     assert reference.take() == round(ITERATION / 32)
     free = make_agent().learn(ITERATION)
     assert free.reference is None and not free.rollout_buffer.ref_log_probs.any()
+
+
+def test_learning_rate_falls_from_its_first_to_its_last_update() -> None:
+    model = make_agent(learning_rate=LinearSchedule(4e-3, 0.0, 1.0), n_epochs=1)
+    rates: list[float] = []
+    model.policy.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    model.learn(4 * ITERATION)
+    # Reckoned from where a rollout began: no update is wasted on a rate of 0.
+    steps = ITERATION // 32
+    assert rates == pytest.approx([r for r in (4e-3, 3e-3, 2e-3, 1e-3) for _ in range(steps)])
+    assert model.logger.name_to_value["train/learning_rate"] == pytest.approx(1e-3)
