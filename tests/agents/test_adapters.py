@@ -178,6 +178,11 @@ def test_fold_leaves_what_the_model_says() -> None:
     network, ids = model.policy.backbone.model, th.tensor([[5, 6, 7]])
     with th.no_grad():
         before, base = network(ids).logits, plain(model)(ids).logits
+        model.policy.backbone.adapter.fold()
+        shake_adapter(model)  # What is learned from here on counts.
+        assert (network(ids).logits - before).abs().max() > 0.1
+        assert (plain(model)(ids).logits - before).abs().max() < 1e-4
+        before = network(ids).logits
         for _ in range(2):
             model.policy.backbone.adapter.fold()
             assert (network(ids).logits - before).abs().max() < 1e-4

@@ -198,6 +198,7 @@ def test_chunks_change_nothing_and_hold_less(size: int) -> None:
         answers = in_chunks(score, hidden, tokens, size)
         assert sum(calls) == 40 and max(calls) == min(size, 40)
         parts = th.autograd.grad(answers[0].sum() + answers[1].pow(2).sum(), wanted)
+    assert sum(calls) == (80 if size < 40 else 40)  # Nothing was kept, but computed again.
     for answer, exact in zip((*answers, *parts), (*expected, *whole), strict=True):
         assert answer.shape == exact.shape and th.allclose(answer, exact, atol=1e-5)
     # The head itself has 300 x 8 numbers.
