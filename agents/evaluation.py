@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 
+from agents.generators import preserved_generators
 from agents.vec_env import engine_of
 from textenvs.engine import Observation, TextEngine
 from textenvs.playing import Episode, play
@@ -156,8 +157,7 @@ def evaluate_split(
         actions, _ = model.predict(observations, deterministic=deterministic)
         return np.asarray(actions, dtype=np.int64)
 
-    devices = range(th.cuda.device_count())
-    with th.random.fork_rng(devices):
+    with preserved_generators():
         th.manual_seed(seed)
         episodes = play(engine.with_slots(min(num_envs, count)), agent, examples, seed)
     return Evaluation(episodes)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from transformers import (
 )
 
 from agents.files import atomic_path
+from agents.generators import preserved_generators
 from agents.policies import TransformerPolicy
 from agents.vec_env import engine_of
 from textenvs.engine import TextEngine
@@ -146,18 +145,6 @@ def default_cache() -> Path:
     """Return the folder for warm-started weights; `XDG_CACHE_HOME` moves it."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "textenvs" / "warm_start"
-
-
-@contextmanager
-def preserved_generators() -> Iterator[None]:
-    """Put the global generators of Python, NumPy and torch back to where they were."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    with th.random.fork_rng(range(th.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
 
 
 def _fit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
@@ -10,32 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.env_state import get_env_state, set_env_state, shows
+from agents.generators import get_generators, set_generators
 from textenvs.state import generator_state
-
-
-def get_generators() -> dict[str, Any]:
-    """Return the states of the global generators of Python, NumPy and torch (all devices)."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": th.get_rng_state().numpy(),
-        "cuda": [state.numpy() for state in th.cuda.get_rng_state_all()]
-        if th.cuda.is_initialized()
-        else [],
-    }
-
-
-def set_generators(states: Mapping[str, Any]) -> None:
-    """Put the global generators where `get_generators` found them."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    th.set_rng_state(th.from_numpy(states["torch"].copy()))
-    for device, state in enumerate(states["cuda"][: th.cuda.device_count()]):
-        th.cuda.set_rng_state(th.from_numpy(state.copy()), device)
 
 
 # With slots, SB3's zip file holds it pickled only, and not a second time as text.

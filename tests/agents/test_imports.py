@@ -14,7 +14,18 @@ ROOT = Path(__file__).parents[2]
 # Who may import a module of the same package: the layers of each, the lowest first.
 LAYERS = {
     "agents": [
-        {"adapters", "buffers", "files", "kl", "kv_cache", "sampling", "statistics", "vec_env"},
+        {
+            "adapters",
+            "buffers",
+            "files",
+            "generators",
+            "kl",
+            "kv_cache",
+            "sampling",
+            "statistics",
+            "vec_env",
+        },
+        {"vec_env"},
         {"backbones", "callbacks", "env_state", "logs", "plots"},
         {"policies", "resume"},
         {"shaping", "update"},

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor, VecNorma
 
 import textenvs  # noqa: F401 (registers the ids)
 from agents import PPO, CheckpointCallback, GymnasiumVecEnv
-from agents.resume import get_generators
+from agents.generators import get_generators
 from tests.agents.helpers import llama
 
 ROOT = Path(__file__).parents[2]
