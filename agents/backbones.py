@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch as th
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -100,7 +103,7 @@ class CausalBackbone(th.nn.Module):
         if th.is_grad_enabled():
             self.forget()  # An optimizer may follow, and fused ones leave no trace (see the memo).
         for layer in self._checkpointed:
-            # Their flag alone, not that of what is in them: dropout stays off.
+            # Their flag alone, not that of what is in them: dropout stays off (see `_recomputed`).
             layer.training = th.is_grad_enabled()
         device = inputs["input_ids"].device.type
         with th.autocast(device, self.autocast, enabled=self.autocast is not None):
@@ -161,6 +164,8 @@ class CausalBackbone(th.nn.Module):
         self._checkpointed = [
             layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)
         ]
+        for layer in self._checkpointed:
+            layer._gradient_checkpointing_func = partial(_recomputed, layer)  # type: ignore[assignment]
 
     @th.no_grad()
     def _check_head(self) -> None:
@@ -173,6 +178,13 @@ class CausalBackbone(th.nn.Module):
                 "not supported: choose a model whose logits are a linear layer of its last hidden "
                 "states (GPT-2, Llama, Qwen, Mistral, ...)."
             )
+
+
+def _recomputed(layer: th.nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+    """Run a layer's forward, once more in the backward pass, and keep no more than its inputs."""
+    # The flag has led here. Dropout that a layer applies by itself must not see it.
+    layer.training = False
+    return checkpoint(forward, *inputs, use_reentrant=False)
 
 
 def _load(model: ModelSpec) -> PreTrainedModel:

@@ -63,6 +63,9 @@ class RowCache(Cache):
         if rows is None:
             rows = th.arange(len(key_states), device=key_states.device)
         for layers, new in ((self.stored_keys, key_states), (self.stored_values, value_states)):
+            if th.is_autocast_enabled(new.device.type):
+                # Rotary embeddings give float32, which attention would convert at every step.
+                new = new.to(th.get_autocast_dtype(new.device.type))
             store = self._grown(layers[layer_idx], new)
             layers[layer_idx] = store
             store[rows[:, None], :, self._positions] = new.transpose(1, 2)

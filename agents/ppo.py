@@ -351,8 +351,9 @@ class PPO(stable_baselines3.PPO):
             self.turn_statistics.add(info)
             if info.get("TimeLimit.truncated"):
                 # Without this, SB3 would compute a value for each of them by itself.
-                last = info.pop("terminal_observation")
-                self.cut_off.append(CutOff(self.rollout_buffer.pos, slot, last))
+                last = info.pop("terminal_observation", None)
+                if last is not None:
+                    self.cut_off.append(CutOff(self.rollout_buffer.pos, slot, last))
 
     def train(self) -> None:
         """Update the policy from the rollout: SB3's update, or for text that of `agents.update`."""
@@ -416,7 +417,7 @@ class PPO(stable_baselines3.PPO):
         """Return a reference for saved weights to go into, if the agent had one."""
         if self.ref_config is None:
             return None
-        reference = CausalBackbone(self.ref_config, self._text_policy().vocab_size, max_tokens=1)
+        reference = self._text_policy().make_backbone(self.ref_config)
         return reference.to(self.device).requires_grad_(False)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

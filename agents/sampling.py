@@ -99,7 +99,8 @@ class TokenDistribution(Distribution):
 
     def entropy(self) -> th.Tensor:
         """Return the entropies in nats, shape (n,)."""
-        finite = self.log_probs.clamp(min=th.finfo(self.log_probs.dtype).min)
+        # Where it is less the probability is 0. The gradient, too, must not be 0 times infinity.
+        finite = self.log_probs.clamp(min=-1e4)
         return -(self.log_probs.exp() * finite).sum(dim=-1)
 
     def sample(self) -> th.Tensor:

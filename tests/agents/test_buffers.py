@@ -268,6 +268,21 @@ def test_minibatches_are_about_of_the_size_asked_for(batch_size: int) -> None:
     assert max(abs(size - 800 / len(sizes)) for size in sizes) <= RESPONSE
 
 
+@pytest.mark.parametrize("size", [1, 5, 30, 10_000])
+def test_micro_batches_hold_each_sequence_once(played: Played, size: int) -> None:
+    for minibatch in played.buffer.minibatches(64):
+        parts = played.buffer.micro_batches(minibatch, size)
+        assert sorted(id(s) for part in parts for s in part) == sorted(map(id, minibatch))
+        counts = [len(played.buffer.index(part)[0]) for part in parts]
+        for part, count in zip(parts, counts, strict=True):
+            assert part and (count <= size or len(part) == 1)
+        # What is alike in length is together, so that little is padded.
+        lengths = [sequence.length for part in parts for sequence in part]
+        assert lengths == sorted(lengths)
+        assert played.buffer.micro_batches(minibatch, None) == [minibatch]
+    assert len(played.buffer.micro_batches(played.buffer.sequences, 10_000)) == 1
+
+
 def test_order_is_random_and_follows_numpys_seed() -> None:
     played = Played(steps=40, envs=5)
 

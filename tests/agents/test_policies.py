@@ -190,6 +190,18 @@ def test_pad_token_that_is_eos() -> None:
         assert (samples.actions == env.action_space.eos_token_id).sum() > 5
 
 
+def test_pad_token_that_is_said() -> None:
+    env = vec_env(num_envs=4, max_new_tokens=10)
+    pad = env.action_space.pad_token_id
+    policy = policy_for(env, allowed_tokens=[EOS, pad, 301])
+    rollout = roll_out(policy, env, 40)
+    (samples,) = fill(policy, env, rollout).get()
+    with th.no_grad():
+        log_probs = policy.evaluate_actions(samples.observations, samples.actions)[1]
+    assert (log_probs - samples.old_log_prob).abs().max() <= 1e-5
+    assert pad != EOS and (samples.actions == pad).sum() > 5
+
+
 def test_dropout_is_off_in_both_modes() -> None:
     env = vec_env(num_envs=3)
     policy = policy_for(env, gpt2(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5))

@@ -8,7 +8,8 @@ import pytest
 import torch as th
 from torch.distributions import Categorical
 
-from agents.sampling import Sampling, TokenDistribution
+from agents.sampling import Sampling, TokenDistribution, in_chunks
+from tests.agents.training import LargestTensor
 
 # Standard normal quantile of 1 - 1e-6, for Wilson-Hilferty's approximation of chi-square's.
 QUANTILE = 4.753
@@ -130,7 +131,8 @@ def test_impossible_tokens_are_never_drawn(zeros: list[int]) -> None:
     assert sorted(set(drawn.tolist())) == [i for i in range(10) if i not in zeros]
 
 
-@pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
+# 1 is never drawn, but what is drawn times the sum of the probabilities may round to that sum.
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-24, 1.0])
 def test_the_ends_of_the_interval_hit_possible_tokens(
     number: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,39 @@ def test_mode_is_the_most_likely_token() -> None:
     logits = th.randn(8, 40, generator=th.Generator().manual_seed(0))
     distribution = TokenDistribution(logits.log_softmax(-1))
     assert distribution.get_actions(deterministic=True).tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 1000])
+def test_chunks_change_nothing_and_hold_less(size: int) -> None:
+    generator = th.Generator().manual_seed(0)
+    head = th.nn.Linear(8, 300)
+    hidden = th.randn(40, 8, generator=generator, requires_grad=True)
+    tokens = th.randint(0, 300, (40,), generator=generator)
+    calls = []
+
+    def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        calls.append(len(tokens))
+        log_probs = Sampling(temperature=0.7, top_k=50).log_probs(head(hidden), None, tokens)
+        distribution = TokenDistribution(log_probs)
+        return distribution.log_prob(tokens), distribution.entropy()
+
+    wanted = [hidden, *head.parameters()]
+    expected = score(hidden, tokens)
+    whole = th.autograd.grad(expected[0].sum() + expected[1].pow(2).sum(), wanted)
+    calls.clear()
+    with LargestTensor() as largest:
+        answers = in_chunks(score, hidden, tokens, size)
+        assert sum(calls) == 40 and max(calls) == min(size, 40)
+        parts = th.autograd.grad(answers[0].sum() + answers[1].pow(2).sum(), wanted)
+    assert sum(calls) == (80 if size < 40 else 40)  # Nothing was kept, but computed again.
+    for answer, exact in zip((*answers, *parts), (*expected, *whole), strict=True):
+        assert answer.shape == exact.shape and th.allclose(answer, exact, atol=1e-5)
+    # The head itself has 300 x 8 numbers.
+    assert largest.elements == max(2400, min(size, 40) * 300)
+    calls.clear()
+    with th.no_grad():
+        assert th.equal(in_chunks(score, hidden, tokens, size)[0], answers[0].detach())
+    assert sum(calls) == 40  # without gradients nothing is computed twice
 
 
 @pytest.mark.parametrize(

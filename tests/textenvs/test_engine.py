@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from tests.textenvs.toys import EXAMPLES, Chat, Echo, encode
 from textenvs import Example, LengthPenalty, Task, Transcript
 from textenvs.engine import TextEngine
 from textenvs.rewards import CallableReward
-from textenvs.tokenization import decode_response, embedded_tokenizer
+from textenvs.tokenization import EMBEDDED_TOKENIZER, decode_response, embedded_tokenizer
 
 TOKENIZER = embedded_tokenizer()
 EOS, PAD = 0, 1
@@ -115,6 +116,19 @@ def test_eos_as_the_last_token_of_the_budget_is_a_stop() -> None:
     _, terminated, info = emit(started(TextEngine(Echo, max_new_tokens=2)), [5, EOS])
     assert terminated and info["transcript"].stopped
     assert info["transcript"].response_tokens == 2
+
+
+def test_the_stop_token_is_the_tokenizers_own() -> None:
+    # Token 0, which is EOS elsewhere, is not here.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(EMBEDDED_TOKENIZER), eos_token="!")
+    engine = started(TextEngine(Echo, tokenizer=tokenizer, reward=["task", "missing_eos_penalty"]))
+    assert engine.eos_token_id == 2
+    _, terminated, info = emit(engine, [5, EOS, 6, 2])
+    assert terminated and info["transcript"].stopped
+    assert info["reward_terms"]["missing_eos_penalty"] == 0
+    _, terminated, info = emit(started(engine), [5, 5, 5, 5, 5, EOS])
+    assert terminated and not info["transcript"].stopped
+    assert info["reward_terms"]["missing_eos_penalty"] == -1
 
 
 def test_an_empty_response_is_a_response() -> None:
