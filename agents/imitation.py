@@ -165,7 +165,7 @@ def _fit(
                 per_device_train_batch_size=batch_size,
                 learning_rate=learning_rate,
                 lr_scheduler_type="linear",
-                warmup_steps=20,
+                warmup_steps=min(20, len(data) // batch_size // 10),
                 seed=seed,
                 use_cpu=device.type == "cpu",
                 use_cache=bool(network.config.use_cache),  # or it is off in the model for good

@@ -220,12 +220,14 @@ class PPO(stable_baselines3.PPO):
         adapted = as_vec_env(env)
         if isinstance(adapted, GymnasiumVecEnv) and monitor_wrapper:
             adapted = VecMonitor(adapted)
-        return stable_baselines3.PPO._wrap_env(adapted, verbose, monitor_wrapper)
+        return super(PPO, PPO)._wrap_env(adapted, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
         if self.is_text and self.rollout_buffer_class is None:
             self.rollout_buffer_class = SequenceRolloutBuffer
+        loaded = self.resume_point
         super()._setup_model()
+        self.resume_point = loaded  # SB3 seeds while it loads, too.
         if isinstance(self.policy, TransformerPolicy):
             # A saved agent must not depend on the path that its first weights came from.
             self.policy_kwargs = {
@@ -268,6 +270,12 @@ class PPO(stable_baselines3.PPO):
         if point is not None:
             go_on(self, point)
         return setup
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed every generator, as in SB3; a loaded agent then goes on with a new episode."""
+        super().set_random_seed(seed)
+        if seed is not None:
+            self.resume_point = None
 
     def save(
         self,

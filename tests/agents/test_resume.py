@@ -383,3 +383,14 @@ def test_checkpoints_of_another_algorithm(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.zip"))) == len(list(tmp_path.glob("*buffer*.pkl"))) == 4
     with pytest.raises(ValueError, match="save_freq must be at least 1"):
         CheckpointCallback(0, str(tmp_path))
+
+
+def test_a_seed_set_after_loading_counts(tmp_path: Path) -> None:
+    agent("TextGen-v0").learn(ROLLOUT).save(tmp_path / "agent")
+    tokens = []
+    for seed in (1, 2, 1):
+        loaded = PPO.load(tmp_path / "agent", env=native(), device="cpu")
+        loaded.set_random_seed(seed)
+        loaded.learn(ROLLOUT, reset_num_timesteps=False)
+        tokens.append(loaded.rollout_buffer.actions.copy())
+    assert np.array_equal(tokens[0], tokens[2]) and not np.array_equal(tokens[0], tokens[1])
