@@ -23,7 +23,7 @@ from typing import Any
 
 import tyro
 
-from agents.cli import Train, make_plan
+from agents.options import Train, make_plan
 
 # What differs from the command line's defaults. Where a warm start comes close to the best return,
 # little KL must not cost more than the last errors do. A label is one token after a long prompt.

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import textenvs
 from agents import PPO
-from agents.cli import main, parse_fields, parse_rewards
+from agents.cli import main
+from agents.options import parse_fields, parse_rewards
 from tests.agents.helpers import VOCAB, gpt2, policy_for, vec_env
 
 SMALL = ["--num-envs", "8", "--n-steps", "16", "--timesteps", "256", "--batch-size", "64"]

@@ -31,6 +31,7 @@ LAYERS = {
         {"shaping", "update"},
         {"evaluation", "imitation", "ppo"},
         {"runs"},
+        {"options"},
         {"cli"},
     ],
 }
