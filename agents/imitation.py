@@ -121,7 +121,13 @@ def warm_start(
     if learning_rate is None:
         learning_rate = 5e-5 if policy.pretrained else 1e-3
     data = demonstrations(engine_of(model.env), passes, seed)
-    settings = {"learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    warmup_steps = min(20, len(data) // batch_size // 10)
+    settings = {
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "warmup_steps": warmup_steps,
+        "seed": seed,
+    }
     network = policy.backbone.model
     folder = default_cache() if cache is True else cache
     key = _key(network, data, settings) if folder else ""
@@ -130,7 +136,7 @@ def warm_start(
         network.load_state_dict(th.load(file, map_location=policy.device, weights_only=True))
     else:
         with preserved_generators():
-            _fit(network, data, learning_rate, batch_size, progress, seed, policy.device)
+            _fit(network, data, settings, progress, policy.device)
         if file is not None:
             with atomic_path(file) as temporary:
                 th.save(network.state_dict(), temporary)
@@ -150,10 +156,8 @@ def default_cache() -> Path:
 def _fit(
     network: PreTrainedModel,
     data: DemonstrationDataset,
-    learning_rate: float,
-    batch_size: int,
+    settings: Mapping[str, Any],
     progress: bool,
-    seed: int,
     device: th.device,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -162,11 +166,11 @@ def _fit(
             args=TrainingArguments(
                 output_dir=folder,
                 num_train_epochs=1,
-                per_device_train_batch_size=batch_size,
-                learning_rate=learning_rate,
+                per_device_train_batch_size=settings["batch_size"],
+                learning_rate=settings["learning_rate"],
                 lr_scheduler_type="linear",
-                warmup_steps=min(20, len(data) // batch_size // 10),
-                seed=seed,
+                warmup_steps=settings["warmup_steps"],
+                seed=settings["seed"],
                 use_cpu=device.type == "cpu",
                 use_cache=bool(network.config.use_cache),  # or it is off in the model for good
                 report_to="none",
