@@ -45,6 +45,7 @@ class Adapter:
                 "peft_config must be a peft.LoraConfig or a dict of its arguments, but it is a "
                 f"{type(spec).__name__}."
             )
+        self.config = copy.deepcopy(spec)
         self._peft_model = cast("PeftModel", get_peft_model(model, copy.deepcopy(spec)))
         self._peft_model.eval()
 

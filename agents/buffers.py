@@ -83,6 +83,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             setattr(self, name, np.zeros(shape, dtype=np.float32))
         self.sequences: list[Sequence] = []
         self._open: list[Sequence | None] = [None] * self.n_envs
+        self._next_lengths = np.zeros(self.n_envs, dtype=np.int64)
         self.last_values: th.Tensor | None = None
         self.last_dones: npt.NDArray[np.bool_] | None = None
         self.pos = 0
@@ -99,9 +100,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
     ) -> None:
         """Add a step of every environment; see `RolloutBuffer.add`."""
         starts = np.asarray(episode_start, dtype=np.bool_)
-        begins = starts | (np.asarray(obs["response_length"]).reshape(-1) == 0)
+        lengths = np.asarray(obs["response_length"]).reshape(-1)
+        # A length that does not follow is that of an environment that somebody else has stepped.
+        begins = starts | (lengths == 0) | (lengths != self._next_lengths)
         if self.pos == 0:
             begins[:] = True
+        self._next_lengths = lengths + 1
         for env in np.flatnonzero(begins):
             self._begin_segment(int(env), obs, bool(starts[env]))
         self.actions[self.pos] = np.asarray(action).reshape(-1)

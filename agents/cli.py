@@ -65,7 +65,16 @@ def evaluate(options: Evaluate, console: Console) -> None:
     for name in ("max_prompt_tokens", "max_new_tokens"):
         kwargs[name] = resolved[name]
     env = gym.make(env_id, split=options.split or plan.eval_split, **kwargs)
-    model = PPO.load(options.run / runs.AGENT, device=options.device)
+    agent = options.run / runs.AGENT
+    if not agent.is_file():
+        agent = options.run / runs.CHECKPOINT
+        if not agent.is_file():
+            raise ValueError(
+                f"The run in {options.run} has no agent and no checkpoint yet: "
+                f"go on with it by textenvs train --resume {options.run}."
+            )
+        console.print("The run is not finished: this is its last checkpoint.")
+    model = PPO.load(agent, device=options.device)
     result = evaluate_split(
         model, env, options.max_examples, options.deterministic, seed=options.seed
     )
@@ -128,6 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path.insert(0, "")  # so that a Task in the working directory is found
     options = parse(arguments)
     console = Console()
+    # Hugging Face shows a bar for every file that it reads or writes.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         if isinstance(options, Train):
             if options.resume is not None:

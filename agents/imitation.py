@@ -32,6 +32,7 @@ from textenvs.engine import TextEngine
 from textenvs.playing import Episode, ScriptedAgent, play
 from textenvs.tokenization import TokenIds
 
+PROCEDURE = 2  # counts the changes of `_fit`, so that results of an older one are not reused
 IGNORED = -100  # the label of tokens that are not learned
 
 
@@ -113,6 +114,8 @@ def warm_start(
     """
     if passes < 0:
         raise ValueError(f"passes must be at least 0, but it is {passes}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, but it is {batch_size}.")
     policy = model.policy
     if not isinstance(policy, TransformerPolicy):
         raise TypeError(f"warm_start needs a TransformerPolicy, not a {type(policy).__name__}.")
@@ -121,12 +124,14 @@ def warm_start(
     if learning_rate is None:
         learning_rate = 5e-5 if policy.pretrained else 1e-3
     data = demonstrations(engine_of(model.env), passes, seed)
-    warmup_steps = min(20, len(data) // batch_size // 10)
+    adapter = policy.backbone.adapter
     settings = {
+        "procedure": PROCEDURE,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
-        "warmup_steps": warmup_steps,
+        "warmup_steps": min(20, len(data) // batch_size // 10),
         "seed": seed,
+        "adapter": None if adapter is None else adapter.config.to_dict(),
     }
     network = policy.backbone.model
     folder = default_cache() if cache is True else cache
@@ -140,8 +145,8 @@ def warm_start(
         if file is not None:
             with atomic_path(file) as temporary:
                 th.save(network.state_dict(), temporary)
-    if policy.backbone.adapter is not None:
-        policy.backbone.adapter.fold()
+    if adapter is not None:
+        adapter.fold()
     policy.copy_actor_to_critic()
     policy.set_training_mode(False)
     policy.forget()
@@ -220,10 +225,15 @@ def _collate(items: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
 
 def _key(network: PreTrainedModel, data: DemonstrationDataset, settings: Mapping[str, Any]) -> str:
     """Return a name for the result: model, data, settings, versions of what computes it."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
     digest.update(f"{transformers.__version__} {th.__version__} {data.digest()}".encode())
     digest.update(network.config.to_json_string().encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(th.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold for what is in a LoRA config."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

@@ -21,8 +21,8 @@ def estimate_kl(
         log_probs: Of tokens that the policy sampled, under the policy.
         ref_log_probs: Of the same tokens under the reference.
         estimator: "k1", log p - log q: unbiased, of either sign. "k3", q/p - 1 - log(q/p): never
-            negative, with less variance; unbiased as a value. Schulman, "Approximating KL
-            Divergence" (2020).
+            negative, with less variance; unbiased unless top-k or top-p cut the reference to
+            other tokens than the policy. Schulman, "Approximating KL Divergence" (2020).
     """
     log_ratio = ref_log_probs - log_probs
     return -log_ratio if estimator == "k1" else th.expm1(log_ratio) - log_ratio
@@ -46,7 +46,6 @@ def adapt_kl_coef(
 
 
 def check_kl_arguments(
-    text: bool,
     kl_coef: float,
     kl_target: float | None,
     estimator: str,
@@ -60,14 +59,9 @@ def check_kl_arguments(
         raise ValueError(f"kl_estimator must be 'k1' or 'k3', but it is {estimator!r}.")
     if place not in PLACES:
         raise ValueError(f"kl_in must be 'reward' or 'loss', but it is {place!r}.")
-    if place == "loss" and estimator == "k1":
-        raise ValueError(
-            "kl_estimator='k1' has a gradient of 0 on average, so it does nothing in the loss: use "
-            "kl_estimator='k3' with kl_in='loss'."
-        )
     if kl_target is not None and not (kl_target > 0 and kl_coef > 0):
         raise ValueError(
             f"kl_target={kl_target} adapts kl_coef, so both must be positive; kl_coef is {kl_coef}."
         )
-    if not text and (kl_coef or ref_model):
-        raise ValueError("kl_coef and ref_model need the policy 'TransformerPolicy'.")
+    if ref_model is not None and not kl_coef:
+        raise ValueError("ref_model is for a KL penalty: give kl_coef, too, or leave it out.")

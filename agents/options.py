@@ -13,6 +13,21 @@ from tyro.conf import Positional
 MAY_CHANGE = ("device", "checkpoint_freq", "progress")
 
 
+LEAST = {
+    "timesteps": 1,
+    "num_envs": 1,
+    "n_steps": 1,
+    "batch_size": 2,
+    "n_epochs": 1,
+    "micro_batch_size": 1,
+    "eval_examples": 1,
+    "warm_start": 0,
+    "warm_start_batch_size": 1,
+    "lora_rank": 0,
+    "checkpoint_freq": 0,
+}
+
+
 @dataclass(frozen=True)
 class Train:
     """Train a transformer on a text environment, and leave a run folder."""
@@ -65,11 +80,23 @@ class Train:
     kl_estimator: Literal["k1", "k3"] = "k1"
     """How the KL of a token is estimated."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """Where the KL counts; in the loss it needs the estimator k3."""
+    """Where the KL counts."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    clip_range: float = 0.2
+    """Of the ratio."""
+    target_kl: float | None = None
+    """End an update's epochs when the KL to the policy before it exceeds 1.5 times this."""
+    gae_lambda: float = 0.95
+    """Lambda of the advantage estimation."""
     temperature: float = 1.0
     """Of the sampling, in training and in evaluation."""
+    top_k: int = 0
+    """Sample from so many of the most likely tokens. 0: all."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that have this probability together."""
     whiten_rewards: bool = False
     """Divide each rollout's rewards by their standard deviation."""
     value_model: str | None = None
@@ -141,10 +168,7 @@ def make_plan(options: Train) -> Any:
         "max_new_tokens": options.max_new_tokens,
         "truncate_prompt": options.truncate_prompt,
     }
-    if options.checkpoint_freq < 0:
-        raise ValueError(
-            f"--checkpoint-freq must be at least 0, but it is {options.checkpoint_freq}."
-        )
+    _check_numbers(options)
     own = options.dataset is None
     separate = options.eval_dataset is not None
     if own and separate:
@@ -162,6 +186,8 @@ def make_plan(options: Train) -> Any:
             "policy_kwargs": {
                 "model": options.model,
                 "temperature": options.temperature,
+                "top_k": options.top_k,
+                "top_p": options.top_p,
                 "value_model": options.value_model,
                 "peft_config": {"r": options.lora_rank} if options.lora_rank else None,
                 "autocast": options.autocast,
@@ -178,6 +204,10 @@ def make_plan(options: Train) -> Any:
             "whiten_rewards": options.whiten_rewards,
             "micro_batch_size": options.micro_batch_size,
             "ent_coef": options.ent_coef,
+            "vf_coef": options.vf_coef,
+            "clip_range": options.clip_range,
+            "target_kl": options.target_kl,
+            "gae_lambda": options.gae_lambda,
             "device": options.device,
         },
         warm_start_kwargs={
@@ -188,6 +218,24 @@ def make_plan(options: Train) -> Any:
         seed=options.seed,
         checkpoint_freq=options.checkpoint_freq,
     )
+
+
+def _check_numbers(options: Train) -> None:
+    """Refuse before anything long begins what would fail in the middle of it."""
+    for name, least in LEAST.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be at least {least}, but it is {value}."
+            )
+    import torch as th
+
+    try:
+        th.device("cpu" if options.device == "auto" else options.device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device must be auto, cpu, cuda, ..., but it is {options.device!r}."
+        ) from error
 
 
 def parse_fields(fields: tuple[str, ...]) -> dict[str, str] | None:

@@ -29,7 +29,7 @@ from agents.backbones import CausalBackbone
 from agents.buffers import SequenceRolloutBuffer
 from agents.kl import KLEstimator, KLPlace, check_kl_arguments
 from agents.policies import TransformerPolicy
-from agents.resume import ResumePoint, go_on, resume_point
+from agents.resume import ResumePoint, go_on, is_in_step, resume_point
 from agents.shaping import CutOff, bootstrap, score_kl, whiten_rewards
 from agents.statistics import EpisodeSums, TurnStatistics, peak_memory
 from agents.update import update
@@ -54,6 +54,9 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "vf_coef": 0.5,
 }
+
+# The advantages of one token alone cannot be whitened.
+LEAST = {"n_steps": 1, "batch_size": 2, "n_epochs": 1, "micro_batch_size": 1}
 
 
 class PPO(stable_baselines3.PPO):
@@ -96,7 +99,7 @@ class PPO(stable_baselines3.PPO):
             2019). None: `kl_coef` stays as it is.
         kl_estimator: "k1" or "k3"; see `agents.kl.estimate_kl`.
         kl_in: "reward": the KL of each token is taken off its reward. "loss": its mean over a
-            minibatch is added to the loss, which needs the estimator "k3".
+            minibatch is added to the loss, each token weighted by its ratio.
         ref_model: The reference: a name or path. None: the policy as it is when `learn` is first
             called, so after a warm start; with LoRA, the model without its adapter.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation, less
@@ -163,13 +166,12 @@ class PPO(stable_baselines3.PPO):
             "vf_coef": vf_coef,
             "max_grad_norm": max_grad_norm,
         }
-        check_kl_arguments(text, kl_coef, kl_target, kl_estimator, kl_in, ref_model)
+        if not text and (kl_coef or ref_model):
+            raise ValueError("kl_coef and ref_model need the policy 'TransformerPolicy'.")
         if not text and (whiten_rewards or micro_batch_size is not None):
             raise ValueError(
                 "whiten_rewards and micro_batch_size need the policy 'TransformerPolicy'."
             )
-        if micro_batch_size is not None and micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size must be at least 1, but it is {micro_batch_size}.")
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         self.kl_estimator: KLEstimator = kl_estimator
@@ -182,8 +184,13 @@ class PPO(stable_baselines3.PPO):
         self.ref_model = ref_model
         self.reference: CausalBackbone | None = None
         self.ref_config: PretrainedConfig | None = None
+        # Whether the first weights were somebody's work; known once there is a policy.
+        self.pretrained: bool | None = None
         self.resume_point: ResumePoint | None = None
+        self.awaits_update = False
         chosen: Any = {name: defaults[name] if v is None else v for name, v in given.items()}
+        if text:
+            _check_sizes({**chosen, "micro_batch_size": micro_batch_size})
         with warnings.catch_warnings():
             if text:  # Sequences stay whole, so minibatches are never of one exact size.
                 warnings.filterwarnings("ignore", "You have specified a mini-batch size")
@@ -223,8 +230,10 @@ class PPO(stable_baselines3.PPO):
         return super(PPO, PPO)._wrap_env(adapted, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
-        if self.is_text and self.rollout_buffer_class is None:
-            self.rollout_buffer_class = SequenceRolloutBuffer
+        if self.is_text:
+            self._check_arguments()
+            if self.rollout_buffer_class is None:
+                self.rollout_buffer_class = SequenceRolloutBuffer
         loaded = self.resume_point
         super()._setup_model()
         self.resume_point = loaded  # SB3 seeds while it loads, too.
@@ -235,10 +244,28 @@ class PPO(stable_baselines3.PPO):
                 "model": self.policy.backbone.config,
                 "value_model": self.policy.saved_value_model(),
             }
+            if self.pretrained is None:
+                self.pretrained = self.policy.pretrained
+            self.policy.pretrained = self.pretrained
             self.reference = self._saved_reference()
+            if self.reference is None and self.ref_model is not None:
+                self.set_reference()
             if self.env is not None:
                 _check_tokens(self.env)
                 self.policy.tokenizer = _tokenizer(self.env)
+
+    def _check_arguments(self) -> None:
+        """Raise a ValueError for what makes no sense, whether it was given or loaded."""
+        check_kl_arguments(
+            self.kl_coef, self.kl_target, self.kl_estimator, self.kl_in, self.ref_model
+        )
+        _check_sizes({name: getattr(self, name) for name in LEAST})
+        buffer_class = self.rollout_buffer_class or SequenceRolloutBuffer
+        if not issubclass(buffer_class, SequenceRolloutBuffer):
+            raise ValueError(
+                "A TransformerPolicy needs a SequenceRolloutBuffer, but rollout_buffer_class is "
+                f"{buffer_class.__name__}: leave it out."
+            )
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """Reckon schedules for text from where a rollout began.
@@ -257,19 +284,58 @@ class PPO(stable_baselines3.PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if self.is_text and self.kl_coef > 0 and self.reference is None:
-            self.set_reference()
-        point, self.resume_point = self.resume_point, None
-        if reset_num_timesteps:
-            point = None
-        if point is not None:
-            self._last_obs = None  # A reset first: it starts what a state does not hold.
+        point = None if reset_num_timesteps else self.resume_point
+        if self.is_text:
+            if self.env is None:
+                raise ValueError("There is no environment to learn in: call set_env first.")
+            if self.kl_coef > 0 and self.reference is None:
+                self.set_reference()
+            if reset_num_timesteps:
+                self.turn_statistics = TurnStatistics(self._stats_window_size)
+            if point is not None or not is_in_step(self):
+                self._last_obs = None  # A reset first: it starts what a state does not hold.
         setup = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        self.resume_point = None
         if point is not None:
             go_on(self, point)
         return setup
+
+    @classmethod
+    def load(
+        cls: type[SelfPPO],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | gym.vector.VectorEnv[Any, Any, Any] | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfPPO:
+        """Load as SB3 does; keywords replace what was saved.
+
+        With another `seed` the agent starts new episodes; another `ref_model`, or `kl_coef=0`,
+        ends the saved reference.
+        """
+        if kwargs.get("kl_coef") == 0:
+            kwargs.setdefault("ref_model", None)
+        model = super().load(
+            path,
+            cast("GymEnv | None", env),
+            device,
+            custom_objects,
+            print_system_info,
+            force_reset,
+            **kwargs,
+        )
+        if "seed" in kwargs:
+            model.resume_point = None
+        if model.reference is not None and ("ref_model" in kwargs or not model.kl_coef):
+            model.reference = model.ref_config = None
+            if model.ref_model is not None:
+                model.set_reference()
+        return model
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed every generator, as in SB3; a loaded agent then goes on with a new episode."""
@@ -301,7 +367,7 @@ class PPO(stable_baselines3.PPO):
 
     def _excluded_save_params(self) -> list[str]:
         text_only = ["resume_point"] * (not self.is_text)
-        return [*super()._excluded_save_params(), "cut_off", *text_only]
+        return [*super()._excluded_save_params(), "cut_off", "awaits_update", *text_only]
 
     def set_reference(self) -> None:
         """Make `ref_model`, or else the present policy, the reference of the KL penalty.
@@ -335,6 +401,7 @@ class PPO(stable_baselines3.PPO):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         started = time.perf_counter()
         self.cut_off.clear()
+        self.awaits_update = True
         if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
             return False
         buffer = cast("SequenceRolloutBuffer", rollout_buffer)
@@ -370,6 +437,7 @@ class PPO(stable_baselines3.PPO):
             return
         started = time.perf_counter()
         update(self)
+        self.awaits_update = False
         self._record_speed("update", started)
         peak = peak_memory(self.device)
         if peak is not None:
@@ -431,6 +499,13 @@ class PPO(stable_baselines3.PPO):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return state_dicts + ["reference"] * (self.reference is not None), variables
+
+
+def _check_sizes(arguments: dict[str, Any]) -> None:
+    for name, least in LEAST.items():
+        value = arguments[name]
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, but it is {value}.")
 
 
 def _check_tokens(env: VecEnv) -> None:

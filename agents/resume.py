@@ -47,7 +47,7 @@ def resume_point(agent: BaseAlgorithm) -> ResumePoint | None:
         None before training and in the middle of a rollout, whose steps are not saved: the next
         one then starts with a reset, as in SB3.
     """
-    if agent.env is None or agent._last_obs is None:
+    if agent.env is None or agent._last_obs is None or _in_rollout(agent):
         return None
     environment = get_env_state(agent.env)
     if environment is not None and not shows(environment, agent._last_obs):
@@ -59,6 +59,21 @@ def resume_point(agent: BaseAlgorithm) -> ResumePoint | None:
         {name: deepcopy(getattr(agent, name)) for name in LAST},
         _logged(agent),
     )
+
+
+def is_in_step(agent: BaseAlgorithm) -> bool:
+    """Return whether the environments are where the agent saw them last.
+
+    They are not after a rollout that a callback or an interrupt ended, nor after somebody else has
+    stepped them. Environments that cannot be asked are taken to be.
+    """
+    environment = None if agent.env is None else get_env_state(agent.env)
+    return environment is None or shows(environment, agent._last_obs)
+
+
+def _in_rollout(agent: Any) -> bool:
+    """Return whether there are steps that no update has seen yet."""
+    return bool(agent.awaits_update and agent.rollout_buffer.pos)
 
 
 def go_on(agent: BaseAlgorithm, point: ResumePoint) -> None:

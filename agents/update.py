@@ -106,7 +106,9 @@ class Objective:
         kl_loss = th.zeros_like(log_prob)
         if self.kl_coef:
             reference = buffer.ref_log_probs[buffer.index(sequences)]
-            kl_loss = estimate_kl(
+            # With the ratio, the mean over tokens of the old policy is that of the new one, and
+            # its gradient that of KL(policy || reference); the estimator alone has another.
+            kl_loss = ratio * estimate_kl(
                 log_prob, th.as_tensor(reference, device=log_prob.device), self.kl_estimator
             )
         ratio_error = (ratio.detach() - 1).abs()

@@ -239,5 +239,6 @@ def losses(
             error = max(error, (of["returns"] - of["values"] - step) ** 2)
         sums["value"] += error
         sums["entropy"] -= (log_probs.exp() * log_probs).sum()
-        sums["kl"] += kl(log_prob, of["ref_log_probs"], estimator)
+        # An importance weight makes the old policy's mean that of the new one.
+        sums["kl"] += ratio * kl(log_prob, of["ref_log_probs"], estimator)
     return {name: total / len(tokens) for name, total in sums.items()}

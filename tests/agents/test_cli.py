@@ -202,6 +202,9 @@ def test_interrupt_in_the_first_rollout(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["train", "TextGen-v1"], "Did you mean 'TextGen-v0'"),
         (["train", "no.module:Task"], "Could not import 'no.module:Task'"),
+        (["train", "TextGen-v0", "--eval-examples", "0"], "--eval-examples must be at least 1"),
+        (["train", "TextGen-v0", "--batch-size", "1"], "--batch-size must be at least 2"),
+        (["train", "TextGen-v0", "--device", "nope"], "--device must be auto, cpu, cuda, ..."),
         (["train", "CartPole-v1"], "Unknown task 'CartPole-v1'"),
         (["train", "TextGen-v0", "--model", "/no/where"], "/no/where"),
         (["train", "TextGen-v0", "--dataset", "/no/data.jsonl"], "/no/data.jsonl"),
@@ -234,6 +237,18 @@ def test_run_folder_that_is_taken(run: Path, capsys: pytest.CaptureFixture[str])
         main(["train", "TextGen-v0", *QUICK, "--run-dir", str(run)])
     assert stop.value.code == 2 and "choose another" in capsys.readouterr().err
     assert (run / "summary.json").read_text() == summary
+
+
+def test_evaluate_an_unfinished_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path), "--device", "cpu"])
+    assert "no agent and no checkpoint yet" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "checkpoint.zip").write_bytes((run / "agent.zip").read_bytes())
+    main(["evaluate", str(tmp_path), "--device", "cpu", "--max-examples", "2"])
+    assert "not finished: this is its last checkpoint" in capsys.readouterr().out
 
 
 def test_budgets_of_another_environment(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,3 +214,40 @@ def test_errors() -> None:
         warm_start(agent(), passes=-1)
     with pytest.raises(TypeError, match="needs a TransformerPolicy"):
         warm_start(stable_baselines3.PPO("MlpPolicy", "CartPole-v1", device="cpu"))
+
+
+def test_the_cache_tells_adapters_apart(tmp_path: Path) -> None:
+    results = []
+    for alpha, cache in ((1, tmp_path), (64, tmp_path), (64, False)):
+        model: Any = PPO(
+            "TransformerPolicy",
+            gym.make_vec("TextGen-v0", num_envs=4, task=Spell),
+            seed=0,
+            device="cpu",
+            policy_kwargs={"model": llama(), "peft_config": {"r": 2, "lora_alpha": alpha}},
+        )
+        warm_start(model, passes=2, progress=False, cache=cache)
+        results.append(state(model))
+    assert not same(results[0], results[1]) and same(results[1], results[2])
+
+
+def test_learning_rate_suits_what_the_model_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    arguments = import_module("agents.imitation").TrainingArguments
+
+    def noted(**kwargs: Any) -> Any:
+        rates.append(kwargs["learning_rate"])
+        return arguments(**kwargs)
+
+    monkeypatch.setattr("agents.imitation.TrainingArguments", noted)
+    model = agent()
+    warm_start(model, passes=1, progress=False, cache=False)
+    model.policy.save_pretrained(tmp_path / "model")
+    pretrained = agent(config=str(tmp_path / "model"))
+    pretrained.save(tmp_path / "agent")
+    loaded = PPO.load(tmp_path / "agent", env=pretrained.env, device="cpu")
+    for model in (pretrained, loaded):
+        warm_start(model, passes=1, progress=False, cache=False)
+    assert rates == [1e-3, 5e-5, 5e-5]

@@ -394,3 +394,94 @@ def test_a_seed_set_after_loading_counts(tmp_path: Path) -> None:
         loaded.learn(ROLLOUT, reset_num_timesteps=False)
         tokens.append(loaded.rollout_buffer.actions.copy())
     assert np.array_equal(tokens[0], tokens[2]) and not np.array_equal(tokens[0], tokens[1])
+
+
+class Stop(BaseCallback):
+    """Ends a rollout in the middle, politely or not."""
+
+    def __init__(self, at: int, error: type[BaseException] | None = None) -> None:
+        super().__init__()
+        self.at, self.error = at, error
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.at and self.error:
+            raise self.error
+        return self.n_calls != self.at
+
+
+def stopped(model: PPO) -> None:
+    model.learn(4 * ROLLOUT, Stop(5))
+
+
+def interrupted(model: PPO) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(4 * ROLLOUT, Stop(5, KeyboardInterrupt))
+
+
+def stepped_by_others(model: PPO) -> None:
+    model.learn(ROLLOUT)
+    assert model.env is not None
+    model.env.step(np.full(SLOTS, 305))
+
+
+@pytest.mark.parametrize("disturb", [stopped, interrupted, stepped_by_others])
+def test_rollouts_start_where_the_environments_are(disturb: Callable[[PPO], None]) -> None:
+    model = agent("TextGen-v0")
+    disturb(model)
+    model.learn(ROLLOUT, reset_num_timesteps=False)
+    # Had the policy been shown other tokens than the environments hold, the ratio would tell.
+    assert model.logger.name_to_value["train/first_ratio_error"] < 1e-5
+
+
+class SaveAtRolloutEnd(BaseCallback):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.model.save(self.path)
+
+
+def test_what_an_update_is_still_to_learn_from_is_not_gone_on_from(tmp_path: Path) -> None:
+    agent("TextGen-v0").learn(ROLLOUT, SaveAtRolloutEnd(tmp_path / "agent"))
+    assert PPO.load(tmp_path / "agent", env=native(), device="cpu").resume_point is None
+
+
+def test_another_seed_ends_the_run(tmp_path: Path) -> None:
+    agent("TextGen-v0").learn(ROLLOUT).save(tmp_path / "agent")
+    assert PPO.load(tmp_path / "agent", device="cpu").resume_point is not None
+    assert PPO.load(tmp_path / "agent", device="cpu", seed=7).resume_point is None
+
+
+def test_learning_without_an_environment_loses_nothing(tmp_path: Path) -> None:
+    agent("TextGen-v0").learn(ROLLOUT).save(tmp_path / "agent")
+    loaded = PPO.load(tmp_path / "agent", device="cpu")
+    with pytest.raises(ValueError, match="call set_env first"):
+        loaded.learn(ROLLOUT, reset_num_timesteps=False)
+    assert loaded.resume_point is not None
+
+
+def test_loading_with_another_reference(tmp_path: Path) -> None:
+    agent("TextGen-v0").learn(ROLLOUT).save(tmp_path / "agent")
+    model = agent("VecNormalize")
+    model.policy.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    other = str(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "agent", device="cpu", ref_model=other)
+    assert loaded.reference is not None
+    expected = model.policy.backbone.state_dict()  # type: ignore[union-attr]
+    for name, value in loaded.reference.state_dict().items():
+        assert th.equal(value, expected[name])
+    assert PPO.load(tmp_path / "agent", device="cpu", kl_coef=0.0, kl_target=None).reference is None
+    with pytest.raises(ValueError, match="micro_batch_size must be at least 1"):
+        PPO.load(tmp_path / "agent", device="cpu", micro_batch_size=0)
+
+
+def test_what_was_pretrained_is_so_after_loading(tmp_path: Path) -> None:
+    model = agent("VecNormalize")
+    model.policy.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    for given, pretrained in ((str(tmp_path / "model"), True), (llama(), False)):
+        PPO("TransformerPolicy", native(), policy_kwargs={"model": given}).save(tmp_path / "agent")
+        assert PPO.load(tmp_path / "agent").pretrained is pretrained

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from agents import PPO
@@ -157,7 +158,11 @@ def test_reference_is_a_copy_that_stays() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"kl_coef": -1.0}, "kl_coef must be at least 0, but it is -1.0"),
     ({"kl_coef": 0.1, "kl_in": "advantage"}, "kl_in must be 'reward' or 'loss', .* 'advantage'"),
-    ({"kl_coef": 0.1, "kl_in": "loss"}, "use kl_estimator='k3' with kl_in='loss'"),
+    ({"ref_model": "gpt2"}, "give kl_coef, too"),
+    ({"kl_coef": 0.1, "ref_model": "/no/such/folder"}, "No causal language model"),
+    ({"n_epochs": 0}, "n_epochs must be at least 1, but it is 0"),
+    ({"batch_size": 1}, "batch_size must be at least 2, but it is 1"),
+    ({"rollout_buffer_class": DictRolloutBuffer}, "needs a SequenceRolloutBuffer, but .* Dict"),
     ({"kl_coef": 0.1, "kl_estimator": "k2"}, "kl_estimator must be 'k1' or 'k3', .* 'k2'"),
     ({"kl_target": 6.0}, "both must be positive; kl_coef is 0.0"),
 ]
