@@ -222,7 +222,8 @@ def test_mistakes_end_with_their_message(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if arguments[0] == "train":
-        arguments = [*arguments, *QUICK, "--run-dir", str(tmp_path / "run")]
+        folder = ["--run-dir", str(tmp_path / "run")]
+        arguments = [*arguments[:2], *QUICK, *folder, *arguments[2:]]
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
