@@ -1,40 +1,50 @@
-"""Rollout and update of the tiny model, with and without the memory of keys and values."""
+"""A whole iteration of PPO, reference and value included, against TRL's `PPOTrainer`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import pytest
 
-from agents import PPO
+from benchmarks.measuring import Comparison, Row
+from benchmarks.peers import trl_iteration
+from benchmarks.workload import EVERY_OPTION, Shape, agent, iteration
+
+EPOCHS, MINIBATCHES = 4, 4
+PEER = "TRL 1.12's `PPOTrainer`, fp32"
 
 
-@pytest.mark.benchmark(group="rollout of 16 episodes of 16 + 48 tokens")
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
-def test_rollout(benchmark: Any, use_cache: bool) -> None:
-    model = agent(use_cache)
-    _, callback = model._setup_learn(10**9, None)
-    callback.on_training_start({}, {})
-    assert model.env is not None
-    benchmark.extra_info["tokens"] = model.n_steps * model.n_envs
-    benchmark.pedantic(
-        model.collect_rollouts,
-        (model.env, callback, model.rollout_buffer, model.n_steps),
-        rounds=5,
-        warmup_rounds=1,
+@pytest.mark.benchmark(group="iteration")
+def test_against_trl(compare: Comparison, shape: Shape, rows: list[Row]) -> None:
+    what = (
+        f"PPO iteration, {shape.episodes} x ({shape.prompt} + {shape.response}) tokens, "
+        f"{EPOCHS} epochs x {MINIBATCHES} minibatches"
     )
-
-
-@pytest.mark.benchmark(group="update on 16 episodes of 16 + 48 tokens")
-def test_update(benchmark: Any) -> None:
-    model = agent(use_cache=True)
-    model.learn(1)
-    benchmark.extra_info["tokens"] = model.n_steps * model.n_envs
-    benchmark.pedantic(model.train, rounds=5, warmup_rounds=1)
-
-
-def agent(use_cache: bool) -> PPO:
-    env = gym.make_vec("TextGen-v0", num_envs=16, max_prompt_tokens=16, max_new_tokens=48)
-    policy_kwargs = {"model": "tiny", "use_cache": use_cache}
-    return PPO("TransformerPolicy", env, n_steps=48, policy_kwargs=policy_kwargs, seed=0)
+    try:
+        peer = trl_iteration(shape, EPOCHS, MINIBATCHES)
+    except ImportError:
+        reason = "TRL 1.12 is not installed (pip install 'textenvs[bench]')"
+        rows.append(Row(what, PEER, skipped=reason))
+        pytest.skip(reason)
+    variants: dict[str, dict[str, Any]] = {
+        "fp32": {},
+        "every option": EVERY_OPTION,
+        "fp32, a critic of its own, as TRL's": {"value_model": "copy"},
+    }
+    targets = (1.7, 3.0, None)
+    sides = {
+        name: iteration(
+            agent(
+                shape,
+                shape.episodes,
+                batch_size=shape.episodes * shape.response // MINIBATCHES,
+                n_epochs=EPOCHS,
+                kl_coef=0.05,
+                policy_kwargs=policy_kwargs,
+            )
+        )
+        for name, policy_kwargs in variants.items()
+    }
+    rates = compare.run({**sides, "trl": peer}, 3)
+    for name, target in zip(sides, targets, strict=True):
+        compare.row(rates, name, "trl", f"{what}, {name}", PEER, target=target)

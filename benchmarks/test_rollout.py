@@ -1,0 +1,84 @@
+"""Rollouts: against SB3's PPO with the same transformer, and against `model.generate`."""
+
+from __future__ import annotations
+
+import pytest
+import torch as th
+
+from agents.vec_env import engine_of
+from benchmarks.measuring import Comparison, Row
+from benchmarks.peers import generation, sb3_agent
+from benchmarks.workload import EVERY_OPTION, Shape, agent, rollout
+
+
+@pytest.mark.benchmark(group="rollout")
+def test_equal_lengths(compare: Comparison, shape: Shape) -> None:
+    ours = agent(shape)
+    fast = agent(shape, policy_kwargs=EVERY_OPTION)
+    equal = (shape.response, shape.response)
+    rates = compare.run(
+        {
+            "plain": rollout(ours),
+            "fast": rollout(fast),
+            # Its cost does not depend on how long the response is.
+            "sb3": rollout(sb3_agent(shape, max(2, shape.response // 6))),
+            "generate": generation(
+                ours.policy.backbone.model,  # type: ignore[union-attr]
+                engine_of(ours.env),
+                shape.slots,
+                equal,
+            ),
+        }
+    )
+    what = f"rollout, {shape.slots} slots, {shape.prompt} + {shape.response} tokens"
+    options = ", ".join(f"{name}={value}" for name, value in EVERY_OPTION.items())
+    sb3 = "SB3's PPO with the same transformer as features extractor"
+    generate = "`model.generate`: same model, batch and sampling, fp32"
+    compare.row(rates, "plain", "sb3", what, sb3, target=15)
+    compare.row(rates, "plain", "generate", f"{what}, equal lengths, fp32", generate, target=1.1)
+    compare.row(rates, "fast", "generate", f"{what}, with {options}", generate, target=2.5)
+
+
+@pytest.mark.benchmark(group="rollout")
+def test_spread_lengths(compare: Comparison, shape: Shape) -> None:
+    low, high = shape.lengths
+    ours = agent(shape, lengths=shape.lengths, n_steps=high + high // 2)
+    fast = agent(shape, lengths=shape.lengths, n_steps=high + high // 2, policy_kwargs=EVERY_OPTION)
+    peer = generation(
+        ours.policy.backbone.model,  # type: ignore[union-attr]
+        engine_of(ours.env),
+        shape.slots,
+        shape.lengths,
+        batches=3,
+    )
+    rates = compare.run({"plain": rollout(ours), "fast": rollout(fast), "generate": peer}, 5)
+    what = f"rollout, lengths spread {low} to {high}"
+    against = f"`model.generate` on requests of the same lengths, {shape.slots} at a time"
+    compare.row(rates, "plain", "generate", f"{what}, fp32", against, target=1.5)
+    compare.row(rates, "fast", "generate", f"{what}, with every option", against)
+
+
+@pytest.mark.benchmark(group="rollout")
+def test_gpu(rows: list[Row]) -> None:
+    row = Row(
+        "rollout on a GPU, GPT-2-small shape, batch 256, bf16",
+        "`model.generate`",
+        skipped="there is no GPU; `python -m benchmarks.gpu` measures it where there is one",
+        target=5,
+    )
+    if not th.cuda.is_available():
+        rows.append(row)
+        pytest.skip(row.skipped)
+    from benchmarks.gpu import Options, measure_rollout
+
+    measured = measure_rollout("gpt2-small", 256, Options())
+    rows.append(
+        Row(
+            row.what,
+            row.against,
+            tuple(measured["ratios"]),
+            target=5,
+            ours=measured["tokens_per_second"],
+            theirs=measured["generate_tokens_per_second"],
+        )
+    )

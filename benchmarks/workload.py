@@ -1,0 +1,210 @@
+"""What the benchmarks run on: a toy task of random words, models of given shapes, our agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+
+from agents import PPO
+from benchmarks.measuring import Side
+from textenvs.task import Example, Task, Transcript
+from textenvs.vector_env import TextVectorEnv
+
+# So small that repeated updates on one rollout change nothing that matters.
+LEARNING_RATE = 1e-7
+# What "with every option" means: everything in `policy_kwargs` that makes the policy faster.
+EVERY_OPTION: dict[str, Any] = {"autocast": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that the targets are stated for.
+
+    Args:
+        slots: Environments in a rollout.
+        episodes: Episodes in a whole iteration.
+        prompt: Tokens of each prompt.
+        response: Tokens of each response.
+        lengths: The shortest and the longest response where lengths are spread.
+        vocabulary: Tokens that there are.
+        hidden: The model's width.
+        layers: Its depth.
+    """
+
+    slots: int = 16
+    episodes: int = 64
+    prompt: int = 16
+    response: int = 48
+    lengths: tuple[int, int] = (8, 128)
+    vocabulary: int = 4096
+    hidden: int = 256
+    layers: int = 4
+
+    def config(self, positions: int | None = None) -> LlamaConfig:
+        """Return a Llama of this shape, with heads of 64 and a feed-forward three times as wide."""
+        return LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=3 * self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=max(1, self.hidden // 64),
+            max_position_embeddings=positions or self.prompt + max(self.response, *self.lengths),
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+
+
+SMALL = Shape(4, 8, 4, 8, (2, 12), vocabulary=64, hidden=32, layers=2)
+
+
+@lru_cache(maxsize=8)
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of numbered words, one token each."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    special = ["<eos>", "<pad>"]
+    words = [f"w{i}" for i in range(vocabulary - len(special))]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words + special)}, unk_token="w0")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<eos>",
+        pad_token="<pad>",
+        padding_side="left",  # for those who generate
+    )
+
+
+class Words(Task):
+    """Random words; the more different ones a response has, the better.
+
+    Args:
+        shape: How many tokens a prompt has, and of which vocabulary.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.max_new_tokens = shape.response
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """Return 512 prompts, the same for every split."""
+        words = np.random.default_rng(0).integers(
+            self.shape.vocabulary - 2, size=(512, self.shape.prompt)
+        )
+        return [Example(" ".join(f"w{word}" for word in row)) for row in words]
+
+    def score(self, transcripts: Sequence[Transcript]) -> list[float]:
+        """Return the share of words that are new."""
+        responses = [transcript.response.split() for transcript in transcripts]
+        return [len(set(words)) / max(1, len(words)) for words in responses]
+
+
+class FixedLengths(TextVectorEnv):
+    """Episodes of lengths drawn in advance, whatever is sampled.
+
+    EOS takes the place of the last token, and the first word that of any other EOS. So what a
+    policy reads may differ from what it said in one token of some thousands, which costs no time.
+
+    Args:
+        shape: The sizes.
+        num_envs: The number of slots.
+        lengths: The shortest and the longest episode. None: all are as long as `shape.response`.
+    """
+
+    def __init__(self, shape: Shape, num_envs: int, lengths: tuple[int, int] | None = None) -> None:
+        self._range = lengths or (shape.response, shape.response)
+        super().__init__(
+            Words(shape),
+            num_envs,
+            tokenizer=word_tokenizer(shape.vocabulary),
+            max_new_tokens=self._range[1],
+        )
+        self._draw = np.random.default_rng(0)
+        self._limits = draw_lengths(self._draw, self._range, num_envs)
+
+    def step(self, actions: npt.NDArray[np.int64]) -> Any:
+        """Step with the episodes' ends put in."""
+        eos = self.engine.eos_token_id
+        length = self.engine.observations["response_length"][:, 0] + 1
+        tokens = np.where(actions == eos, 0, actions)
+        tokens[length >= self._limits] = eos
+        result = super().step(tokens)
+        ended = np.flatnonzero(result[2])
+        self._limits[ended] = draw_lengths(self._draw, self._range, len(ended))
+        return result
+
+
+def draw_lengths(
+    rng: np.random.Generator, lengths: tuple[int, int], count: int
+) -> npt.NDArray[np.int64]:
+    """Draw so many lengths, uniformly, both ends included."""
+    return rng.integers(lengths[0], lengths[1] + 1, size=count)
+
+
+def agent(
+    shape: Shape,
+    num_envs: int | None = None,
+    *,
+    config: PretrainedConfig | None = None,
+    lengths: tuple[int, int] | None = None,
+    n_steps: int | None = None,
+    batch_size: int | None = None,
+    n_epochs: int = 1,
+    device: str = "cpu",
+    policy_kwargs: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> PPO:
+    """Return our agent; by default a rollout is an episode a slot, and an update one minibatch."""
+    num_envs = num_envs or shape.slots
+    n_steps = n_steps or shape.response
+    env: gym.vector.VectorEnv[Any, Any, Any] = FixedLengths(shape, num_envs, lengths)
+    if config is None:
+        config = shape.config(shape.prompt + max(shape.response, *(lengths or (0,))))
+    return PPO(
+        "TransformerPolicy",
+        env,
+        learning_rate=LEARNING_RATE,
+        n_steps=n_steps,
+        batch_size=batch_size or n_steps * num_envs,
+        n_epochs=n_epochs,
+        policy_kwargs={"model": config, **(policy_kwargs or {})},
+        seed=0,
+        device=device,
+        **kwargs,
+    )
+
+
+def rollout(model: Any) -> Side:
+    """Return a side that collects a rollout with an agent, ours or SB3's, with new weights."""
+    _, callback = model._setup_learn(10**9)
+    callback.on_training_start({}, {})
+
+    def run() -> None:
+        model.policy.set_training_mode(True)  # as after an update: keys and values are void
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+
+    return Side(run, model.n_steps * model.n_envs)
+
+
+def update(model: Any) -> Side:
+    """Return a side that updates an agent, ours or SB3's, from a rollout that it collects first.
+
+    Its unit is a token (SB3: a sample) in one pass.
+    """
+    rollout(model).run()
+    return Side(model.train, model.n_steps * model.n_envs * model.n_epochs)
+
+
+def iteration(model: PPO) -> Side:
+    """Return a side that does a whole iteration: rollout, reference, update."""
+    steps = model.n_steps * model.n_envs
+    return Side(lambda: model.learn(steps, reset_num_timesteps=False), steps)
