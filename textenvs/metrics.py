@@ -63,8 +63,7 @@ def sentiment(transcripts: Sequence[Transcript]) -> list[float]:
 
     Source: Hutto & Gilbert (2014), as computed by `vaderSentiment`.
     """
-    analyzer = _sentiment_analyzer()
-    return [float(analyzer.polarity_scores(t.response)["compound"]) for t in transcripts]
+    return [_sentiment(transcript.response) for transcript in transcripts]
 
 
 def references_of(transcript: Transcript) -> tuple[str, ...]:
@@ -124,6 +123,12 @@ def _rouge_scorer() -> Any:
             'rouge_l needs the package rouge_score: pip install "textenvs[metrics]".'
         ) from error
     return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+# A task asks twice, for the reward and for the success.
+@lru_cache(maxsize=1024)
+def _sentiment(text: str) -> float:
+    return float(_sentiment_analyzer().polarity_scores(text)["compound"])
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -270,4 +269,5 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         return cast("Mask", mask)
 
     def _observation(self) -> Observation:
-        return deepcopy(self.engine.observations) if self.copy else self.engine.observations
+        live = self.engine.observations
+        return {key: array.copy() for key, array in live.items()} if self.copy else live
