@@ -21,6 +21,8 @@ def train(options: Train, console: Console) -> None:
     """Run `textenvs train`."""
     from agents import runs
 
+    quieten_hugging_face()
+
     plan = make_plan(options)
     if options.resume is not None:
         folder, run = options.resume, runs.resume
@@ -58,6 +60,7 @@ def evaluate(options: Evaluate, console: Console) -> None:
     from agents import PPO, runs
     from agents.evaluation import evaluate_split
 
+    quieten_hugging_face()
     trained, resolved = read_options(options.run)
     plan = make_plan(trained)
     env_id = runs.resolve_env_id(options.env) if options.env else plan.env_id
@@ -83,6 +86,13 @@ def evaluate(options: Evaluate, console: Console) -> None:
     for name, value in result.summary().items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     console.print(table)
+
+
+def quieten_hugging_face() -> None:
+    """Show no bar for every file of a model that is read or written."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def list_environments(console: Console) -> None:
@@ -137,8 +147,6 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path.insert(0, "")  # so that a Task in the working directory is found
     options = parse(arguments)
     console = Console()
-    # Hugging Face shows a bar for every file that it reads or writes.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         if isinstance(options, Train):
             if options.resume is not None:
