@@ -136,6 +136,25 @@ class SequenceRolloutBuffer(RolloutBuffer):
             raise RuntimeError("compute_returns_and_advantage has not been called yet.")
         super().compute_returns_and_advantage(self.last_values, self.last_dones)
 
+    def drop_unfinished(self) -> None:
+        """Leave out the sequences of episodes that the end of the rollout has cut.
+
+        Raises:
+            ValueError: If none is left.
+        """
+        assert self.full and self.last_dones is not None, "The rollout is not complete."
+        finished = [
+            sequence
+            for sequence in self.sequences
+            if sequence.segments[-1].stop < self.buffer_size or self.last_dones[sequence.env]
+        ]
+        if not finished:
+            raise ValueError(
+                f"No episode ended within the rollout's {self.buffer_size} steps, so "
+                "whole_episodes=True leaves nothing to learn from: raise n_steps."
+            )
+        self.sequences = finished
+
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """Yield minibatches of whole sequences in random order.
 

@@ -99,6 +99,8 @@ class Train:
     """Sample from the most likely tokens that have this probability together."""
     whiten_rewards: bool = False
     """Divide each rollout's rewards by their standard deviation."""
+    whole_episodes: bool = False
+    """Learn nothing from what the end of a rollout leaves of an episode."""
     value_model: str | None = None
     """A model of the critic's own: copy, tiny, or a folder or hub id. Default: the actor's."""
     lora_rank: int = 0
@@ -202,6 +204,7 @@ def make_plan(options: Train) -> Any:
             "kl_estimator": options.kl_estimator,
             "kl_in": options.kl_in,
             "whiten_rewards": options.whiten_rewards,
+            "whole_episodes": options.whole_episodes,
             "micro_batch_size": options.micro_batch_size,
             "ent_coef": options.ent_coef,
             "vf_coef": options.vf_coef,

@@ -104,6 +104,9 @@ class PPO(stable_baselines3.PPO):
             called, so after a warm start; with LoRA, the model without its adapter.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation, less
             the mean before and plus the mean after, so that the mean stays.
+        whole_episodes: Whether to learn nothing from what the end of a rollout leaves of an
+            episode, instead of trusting the critic's value of it. For episodes that are short to
+            `n_steps`: a critic that knows nothing yet makes what is cut off look bad.
         micro_batch_size: Compute a minibatch's gradient in parts of at most so many tokens (one
             sequence at least), to hold less at a time; the result is the same. None: at once.
 
@@ -151,6 +154,7 @@ class PPO(stable_baselines3.PPO):
         kl_in: KLPlace = "reward",
         ref_model: str | None = None,
         whiten_rewards: bool = False,
+        whole_episodes: bool = False,
         micro_batch_size: int | None = None,
     ) -> None:
         policy_class = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
@@ -168,15 +172,17 @@ class PPO(stable_baselines3.PPO):
         }
         if not text and (kl_coef or ref_model):
             raise ValueError("kl_coef and ref_model need the policy 'TransformerPolicy'.")
-        if not text and (whiten_rewards or micro_batch_size is not None):
+        if not text and (whiten_rewards or whole_episodes or micro_batch_size is not None):
             raise ValueError(
-                "whiten_rewards and micro_batch_size need the policy 'TransformerPolicy'."
+                "whiten_rewards, whole_episodes and micro_batch_size need the policy "
+                "'TransformerPolicy'."
             )
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         self.kl_estimator: KLEstimator = kl_estimator
         self.kl_in: KLPlace = kl_in
         self.whiten_rewards = whiten_rewards
+        self.whole_episodes = whole_episodes
         self.micro_batch_size = micro_batch_size
         self.turn_statistics = TurnStatistics(stats_window_size)
         self.episode_kl: EpisodeSums | None = None
@@ -411,6 +417,8 @@ class PPO(stable_baselines3.PPO):
             whiten_rewards(buffer)
         bootstrap(self, buffer)
         buffer.recompute_returns_and_advantage()
+        if self.whole_episodes:
+            buffer.drop_unfinished()
         self._record_speed("rollout", started)
         return True
 

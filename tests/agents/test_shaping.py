@@ -174,7 +174,28 @@ def test_arguments_that_make_no_sense(kwargs: dict[str, Any], message: str) -> N
         make_agent(**kwargs)
 
 
-@pytest.mark.parametrize("kwargs", [{"whiten_rewards": True}, {"micro_batch_size": 8}])
+@pytest.mark.parametrize(
+    "kwargs", [{"whiten_rewards": True}, {"micro_batch_size": 8}, {"whole_episodes": True}]
+)
 def test_arguments_for_text_only(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="need the policy 'TransformerPolicy'"):
         PPO("MlpPolicy", "CartPole-v1", **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["one turn", "several turns"])
+def test_whole_episodes_leave_out_what_the_rollout_cuts(kind: str) -> None:
+    both, whole = (collect(make_agent(kind, whole_episodes=whole)) for whole in (False, True))
+    buffer = both.rollout_buffer
+    ends = np.vstack([buffer.episode_starts[1:], buffer.last_dones])
+    # A token counts if an end comes at or after it.
+    finished = np.flip(np.maximum.accumulate(np.flip(ends, 0), 0), 0)
+    assert 0 < finished.sum() < finished.size
+    counted = np.zeros_like(finished)
+    counted[whole.rollout_buffer.index(whole.rollout_buffer.sequences)] = True
+    assert np.array_equal(counted, finished)
+    assert np.array_equal(whole.rollout_buffer.advantages, buffer.advantages)
+
+
+def test_whole_episodes_need_an_end() -> None:
+    with pytest.raises(ValueError, match="whole_episodes=True leaves nothing to learn from"):
+        collect(make_agent(whole_episodes=True, n_steps=1, batch_size=2, env={"max_new_tokens": 8}))
