@@ -67,8 +67,9 @@ What differs, because the trainers are made so:
   none.
 - TRL whitens advantages over the whole update, ours and SB3's over each minibatch.
 - TRL's updates hold whole episodes, as many as take the same number of tokens in the mean, and
-  each prompt once per pass over the data; ours hold a fixed number of tokens, so that the ends of
-  rollouts cut episodes (which V bootstraps), and prompts are drawn at random.
+  each prompt once per pass over the data; ours and SB3's hold a fixed number of tokens, so that the
+  ends of rollouts cut episodes, and prompts are drawn at random. Ours leaves these tokens out of the
+  update (`whole_episodes=True`), in SB3's V stands for what is to come.
 - TRL adds the score one position behind the last token.
 """
 
@@ -202,6 +203,7 @@ def train_ours(start: Start) -> Trained:
         learning_rate=LinearSchedule(settings.learning_rate, 0.0, 1.0),
         kl_coef=settings.kl_coef,
         kl_estimator=settings.kl_estimator,
+        whole_episodes=True,
         **start.sb3_kwargs(),
     )
     return learn(model, settings)
