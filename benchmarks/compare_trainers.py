@@ -68,8 +68,8 @@ What differs, because the trainers are made so:
 - TRL whitens advantages over the whole update, ours and SB3's over each minibatch.
 - TRL's updates hold whole episodes, as many as take the same number of tokens in the mean, and
   each prompt once per pass over the data; ours and SB3's hold a fixed number of tokens, so that the
-  ends of rollouts cut episodes, and prompts are drawn at random. Ours leaves these tokens out of the
-  update (`whole_episodes=True`), in SB3's V stands for what is to come.
+  ends of rollouts cut episodes, and prompts are drawn at random. Ours leaves these tokens out of
+  the update (`whole_episodes=True`), in SB3's V stands for what is to come.
 - TRL adds the score one position behind the last token.
 """
 
