@@ -81,7 +81,7 @@ class CausalBackbone(th.nn.Module):
         self.memo: PrefixMemo | None = None
         self.adapter = None if adapter is None else Adapter(self.model, adapter)
         self.autocast: th.dtype | None = None
-        self._checkpointed: list[th.nn.Module] = []
+        self._checkpointed: list[GradientCheckpointingLayer] = []
         self._check_head()
         self.autocast = autocast
         if gradient_checkpointing:
@@ -158,13 +158,11 @@ class CausalBackbone(th.nn.Module):
                 f"{type(self.model).__name__} does not support gradient checkpointing: leave "
                 "gradient_checkpointing out."
             )
-        # Called so from some version 5 of transformers on.
-        enable = getattr(self.model, "activation_checkpointing_enable", None)
-        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self._checkpointed = [
             layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)
         ]
         for layer in self._checkpointed:
+            layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(_recomputed, layer)  # type: ignore[assignment]
 
     @th.no_grad()

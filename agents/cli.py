@@ -39,9 +39,8 @@ def train(options: Train, console: Console) -> None:
     table = Table(title=f"{plan.env_id}: {summary['timesteps']:,} tokens")
     for name in ("", "before", "after"):
         table.add_column(name)
-    own_reward = not options.reward
     before, after = summary["before"], summary["after"]
-    table.add_row("held-out reward", *(runs.show(e, own_reward) for e in (before, after)))
+    table.add_row("held-out reward", *(runs.show(e, plan.own_reward) for e in (before, after)))
     for label, key in (
         ("tokens per episode", "response_tokens"),
         ("ended by EOS", "stopped_by_eos"),

@@ -16,10 +16,6 @@ MAY_CHANGE = ("device", "checkpoint_freq", "progress")
 LEAST = {
     "timesteps": 1,
     "num_envs": 1,
-    "n_steps": 1,
-    "batch_size": 2,
-    "n_epochs": 1,
-    "micro_batch_size": 1,
     "eval_examples": 1,
     "warm_start": 0,
     "warm_start_batch_size": 1,
@@ -225,14 +221,16 @@ def make_plan(options: Train) -> Any:
 
 def _check_numbers(options: Train) -> None:
     """Refuse before anything long begins what would fail in the middle of it."""
-    for name, least in LEAST.items():
+    import torch as th
+
+    from agents import ppo
+
+    for name, least in {**LEAST, **ppo.LEAST}.items():
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(
                 f"--{name.replace('_', '-')} must be at least {least}, but it is {value}."
             )
-    import torch as th
-
     try:
         th.device("cpu" if options.device == "auto" else options.device)
     except RuntimeError as error:

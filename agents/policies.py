@@ -337,9 +337,9 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def saved_value_model(self) -> ModelSpec | None:
         """Return the `value_model` to make the policy with before its weights are loaded."""
-        if self.value_backbone is None or self.value_model_is_copy:
-            return "copy" if self.value_backbone is not None else None
-        return self.value_backbone.config
+        if self.value_backbone is None:
+            return None
+        return "copy" if self.value_model_is_copy else self.value_backbone.config
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

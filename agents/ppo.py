@@ -256,9 +256,13 @@ class PPO(stable_baselines3.PPO):
             self.reference = self._saved_reference()
             if self.reference is None and self.ref_model is not None:
                 self.set_reference()
-            if self.env is not None:
-                _check_tokens(self.env)
-                self.policy.tokenizer = _tokenizer(self.env)
+            self._take_in_env()
+
+    def _take_in_env(self) -> None:
+        """Check a new environment, and give the policy its tokenizer."""
+        if isinstance(self.policy, TransformerPolicy) and self.env is not None:
+            _check_tokens(self.env)
+            self.policy.tokenizer = _tokenizer(self.env)
 
     def _check_arguments(self) -> None:
         """Raise a ValueError for what makes no sense, whether it was given or loaded."""
@@ -298,7 +302,7 @@ class PPO(stable_baselines3.PPO):
                 self.set_reference()
             if reset_num_timesteps:
                 self.turn_statistics = TurnStatistics(self._stats_window_size)
-            if point is not None or not is_in_step(self):
+            elif point is not None or not is_in_step(self):
                 self._last_obs = None  # A reset first: it starts what a state does not hold.
         setup = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
@@ -467,9 +471,7 @@ class PPO(stable_baselines3.PPO):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Set the environment; a Gymnasium vector environment is welcome, too."""
         super().set_env(env, force_reset)
-        if isinstance(self.policy, TransformerPolicy) and self.env is not None:
-            _check_tokens(self.env)
-            self.policy.tokenizer = _tokenizer(self.env)
+        self._take_in_env()
 
     def set_parameters(
         self,

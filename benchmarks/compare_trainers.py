@@ -269,6 +269,19 @@ class KLPenalty(BaseCallback):
         buffer.recompute_returns_and_advantage()
 
 
+# TRL in float32 on the CPU, without side shows.
+TRL_PLAIN: dict[str, Any] = {
+    "gradient_accumulation_steps": 1,  # only then are its minibatches gradient steps
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "num_sample_generations": 0,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
 def import_trl() -> Any:
     """Return TRL's module with `PPOTrainer`."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -350,7 +363,6 @@ def train_trl(start: Start) -> Trained:
 
     ppo, settings = import_trl(), start.settings
     engine = engine_of(gym.make(ENV_ID))
-    # Only with one accumulation step are TRL's minibatches gradient steps.
     episodes = settings.minibatches * max(
         1, round(settings.update_tokens / start.response_tokens / settings.minibatches)
     )
@@ -368,7 +380,6 @@ def train_trl(start: Start) -> Trained:
                 output_dir=folder,
                 total_episodes=settings.updates * episodes,
                 per_device_train_batch_size=episodes,
-                gradient_accumulation_steps=1,
                 num_mini_batches=settings.minibatches,
                 num_ppo_epochs=settings.epochs,
                 local_rollout_forward_batch_size=settings.num_envs,
@@ -389,13 +400,7 @@ def train_trl(start: Start) -> Trained:
                 adam_epsilon=1e-5,
                 weight_decay=0.0,
                 seed=start.seed,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                num_sample_generations=0,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
+                **TRL_PLAIN,
             ),
             processing_class=AutoTokenizer.from_pretrained(start.folder, padding_side="left"),
             model=policy_model,

@@ -27,7 +27,7 @@ from transformers import (
 
 from agents import PPO, GymnasiumVecEnv
 from agents.buffers import SequenceRolloutBuffer
-from benchmarks.compare_trainers import import_trl, prompt_tokens
+from benchmarks.compare_trainers import TRL_PLAIN, import_trl, prompt_tokens
 from benchmarks.measuring import Side
 from benchmarks.workload import LEARNING_RATE, FixedLengths, Shape, draw_lengths, word_tokenizer
 from textenvs.engine import TextEngine
@@ -225,7 +225,6 @@ def trl_iteration(shape: Shape, epochs: int, minibatches: int) -> Side:
             output_dir=folder.name,
             total_episodes=shape.episodes,
             per_device_train_batch_size=shape.episodes,
-            gradient_accumulation_steps=1,
             num_mini_batches=minibatches,
             num_ppo_epochs=epochs,
             local_rollout_forward_batch_size=shape.episodes,
@@ -234,13 +233,7 @@ def trl_iteration(shape: Shape, epochs: int, minibatches: int) -> Side:
             kl_coef=0.05,
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            num_sample_generations=0,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
+            **TRL_PLAIN,
         ),
         processing_class=word_tokenizer(shape.vocabulary),
         model=model,

@@ -41,6 +41,7 @@ def measure(tokens: int, chunked: bool) -> float:
     import textenvs  # noqa: F401 (registers the ids)
     from agents import PPO
     from agents.statistics import peak_memory
+    from benchmarks.workload import rollout
 
     n_steps = 32
     config = LlamaConfig(
@@ -66,10 +67,7 @@ def measure(tokens: int, chunked: bool) -> float:
         policy_kwargs={"model": config, "head_chunk": None if chunked else tokens},
     )
     policy: Any = model.policy
-    _, callback = model._setup_learn(tokens)
-    callback.on_training_start(locals(), globals())
-    assert model.env is not None
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, n_steps)
+    rollout(model).run()
     # The environment has fewer tokens than the model; in the update all of the model's count.
     policy.vocab_size = VOCABULARY
     # Gradients and the optimizer's state are there before and after; they are not what is measured.

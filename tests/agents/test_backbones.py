@@ -15,6 +15,7 @@ from tests.agents.training import (
     N_STEPS,
     NUM_ENVS,
     PLAIN_STEPS,
+    STILL,
     Calls,
     collect,
     make_agent,
@@ -24,7 +25,6 @@ from tests.agents.training import (
     weights,
 )
 
-STILL: dict[str, Any] = {"learning_rate": 0.0, "max_grad_norm": 1e9, "n_epochs": 1}
 CHECKPOINTED = {"gradient_checkpointing": True}
 
 

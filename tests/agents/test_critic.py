@@ -16,6 +16,7 @@ from tests.agents.oracle import Critic, Diary
 from tests.agents.training import (
     NUM_ENVS,
     PLAIN_STEPS,
+    STILL,
     collect,
     make_agent,
     same,
@@ -23,8 +24,6 @@ from tests.agents.training import (
     train,
     weights,
 )
-
-STILL: dict[str, Any] = {"learning_rate": 0.0, "max_grad_norm": 1e9, "n_epochs": 1}
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tests.agents.training import (
     KINDS,
     NUM_ENVS,
     PLAIN_STEPS,
+    STILL,
     Calls,
     LargestTensor,
     Update,
@@ -28,8 +29,6 @@ from tests.agents.training import (
     weights,
 )
 
-# Gradients alone: no step is taken, and none is scaled.
-STILL: dict[str, Any] = {"learning_rate": 0.0, "max_grad_norm": 1e9, "n_epochs": 1}
 KL_LOSS: dict[str, Any] = {"kl_coef": 0.5, "kl_estimator": "k3", "kl_in": "loss"}
 
 
