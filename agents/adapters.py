@@ -48,12 +48,22 @@ class Adapter:
         self.config = copy.deepcopy(spec)
         self._peft_model = cast("PeftModel", get_peft_model(model, copy.deepcopy(spec)))
         self._peft_model.eval()
+        self._enabled = True
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the model computes with it at present."""
+        return self._enabled
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Let the model be what it is without the adapter."""
-        with self._peft_model.disable_adapter():
-            yield
+        self._enabled = False
+        try:
+            with self._peft_model.disable_adapter():
+                yield
+        finally:
+            self._enabled = True
 
     def merged(self) -> PreTrainedModel:
         """Return a copy of the model with the adapter added to its weights."""

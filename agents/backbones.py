@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch as th
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.adapters import Adapter, AdapterSpec
-from agents.kv_cache import PrefixMemo, weights_version
+from agents.decoding import PACK_AFTER, Decoder
+from agents.kv_cache import Observation, PrefixMemo, RowCache, as_observation, join_tokens
 
 ModelSpec = str | Path | PretrainedConfig
 
@@ -51,6 +51,7 @@ class CausalBackbone(th.nn.Module):
             weights and everything from the last hidden states on stay in float32.
         gradient_checkpointing: Whether to keep each layer's input only and to compute the rest
             once more in the backward pass: less memory, a third more computation.
+        compiled: Whether rollouts run compiled programs; see `agents.decoding.Decoder`.
 
     Raises:
         ValueError: If the model cannot be loaded, its vocabulary or positions are too small, or it
@@ -68,6 +69,7 @@ class CausalBackbone(th.nn.Module):
         adapter: AdapterSpec | None = None,
         autocast: th.dtype | None = None,
         gradient_checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(model, str) and model == "tiny":
@@ -78,7 +80,10 @@ class CausalBackbone(th.nn.Module):
         config = self.model.config.get_text_config()
         _check_sizes(config, self.model, vocab_size, max_tokens)
         self.hidden_size: int = config.hidden_size
+        self.max_tokens = max_tokens
+        self.compiled = compiled
         self.memo: PrefixMemo | None = None
+        self._decoder: Decoder | None = None
         self.adapter = None if adapter is None else Adapter(self.model, adapter)
         self.autocast: th.dtype | None = None
         self._checkpointed: list[GradientCheckpointingLayer] = []
@@ -108,6 +113,8 @@ class CausalBackbone(th.nn.Module):
         device = inputs["input_ids"].device.type
         with th.autocast(device, self.autocast, enabled=self.autocast is not None):
             output = self.model.base_model(**inputs)
+        for layer in self._checkpointed:
+            layer.training = False
         return cast("th.Tensor", output.last_hidden_state).float()
 
     def head(self, hidden: th.Tensor) -> th.Tensor:
@@ -120,37 +127,63 @@ class CausalBackbone(th.nn.Module):
         Args:
             tokens: (n, width) token ids.
             lengths: (n,) how many of them count.
-            memo: Whether to use and renew what is remembered of the last call's rows. It is
-                forgotten when the weights or the number of rows have changed.
+            memo: Whether to use the memo, see `next_hidden`.
         """
-        if not memo:
-            hidden = self.trunk(input_ids=tokens, use_cache=False)
-            return hidden[th.arange(len(tokens), device=tokens.device), lengths - 1]
-        version = weights_version(self.model)
-        if self.memo is None or self.memo.rows != len(tokens) or self.memo.weights != version:
-            self.memo = PrefixMemo(len(tokens), version)
-        return self.memo.last_hidden(self._cached_forward, tokens, lengths)
+        if memo:
+            return self.next_hidden(as_observation(tokens, lengths))
+        hidden = self.trunk(input_ids=tokens, use_cache=False)
+        return hidden[th.arange(len(tokens), device=tokens.device), lengths - 1]
+
+    def next_hidden(self, observation: Observation) -> th.Tensor:
+        """Return the hidden state at each row's last token, (n, hidden), without gradients.
+
+        What is remembered of the last call's rows is used and renewed. It is forgotten when the
+        weights or the number of rows have changed.
+
+        Args:
+            observation: `prompt`, `prompt_length`, `response`, `response_length`, on the host.
+        """
+        if self.adapter is not None and not self.adapter.enabled:
+            # Its layers and what is remembered are those of the model with the adapter.
+            tokens, lengths = map(th.from_numpy, join_tokens(observation))
+            device = self.model.device
+            return self.last_hidden(tokens.to(device), lengths.to(device), memo=False)
+        decoder = self.decoder
+        version, rows = decoder.weights_version(), len(observation["prompt"])
+        if self.memo is None or self.memo.rows != rows or self.memo.weights != version:
+            self.forget()
+            self.memo = decoder.new_memo(rows, version)
+        with th.inference_mode(not decoder.compiled), th.no_grad():
+            hidden = self.memo.last_hidden(self._cached_forward, observation, self.model.device)
+        return hidden.clone()  # an ordinary tensor
+
+    @property
+    def decoder(self) -> Decoder:
+        """What rollouts run the model by."""
+        if self._decoder is None:
+            self._decoder = Decoder(self.model, self.autocast, self.compiled, self.max_tokens)
+        return self._decoder
 
     def forget(self) -> None:
-        """Drop the memo."""
+        """Drop the memo, and what rollouts hold of the weights."""
         self.memo = None
+        if self._decoder is not None:
+            self._decoder.forget()
 
     def _cached_forward(
-        self, input_ids: th.Tensor, position_ids: th.Tensor, mask: th.Tensor, cache: Cache
+        self, tokens: th.Tensor, positions: th.Tensor, mask: th.Tensor, cache: RowCache
     ) -> th.Tensor:
+        assert self.memo is not None, "Only the memo calls this."
         if self.model.config._attn_implementation != "sdpa":
             # Only SDPA takes a boolean mask.
             lowest = th.finfo(self.model.dtype).min
             mask = th.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(
                 ~mask, lowest
             )
-        return self.trunk(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        decoder = self.decoder
+        if not decoder.laid_out and (decoder.compiled or self.memo.decoded >= PACK_AFTER):
+            decoder.lay_out()
+        return decoder.trunk(tokens, positions, mask, cache)
 
     def _checkpoint_layers(self) -> None:
         if not self.model.supports_gradient_checkpointing:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -15,7 +18,8 @@ from torch import nn
 
 from agents.backbones import CausalBackbone, ModelSpec
 from agents.files import atomic_path
-from agents.sampling import LOGITS_AT_A_TIME, Sampling, TokenDistribution, in_chunks
+from agents.kv_cache import join_tokens
+from agents.sampling import LOGITS_AT_A_TIME, Sampling, TokenDistribution, in_chunks, uniform
 from textenvs.spaces import TokenSpace
 
 if TYPE_CHECKING:
@@ -57,6 +61,9 @@ class TransformerPolicy(ActorCriticPolicy):
         autocast: "bfloat16": the trunks compute in it, in rollouts and updates alike, on CPU and
             GPU. Weights, log-probabilities, values and losses stay in float32. None: float32.
         gradient_checkpointing: Whether updates compute the layers twice in order to hold less.
+        compile: Whether `torch.compile` makes programs of what a rollout does at each step, on a
+            GPU captured graphs. That takes a minute at first, and memory for the longest sequences
+            is held throughout.
         head_chunk: How many tokens of an update get their logits at a time, so that no array of
             tokens times vocabulary is held. None: as many as make 2^24 logits.
         optimizer_class: AdamW-like or Adam; `th.optim.Adam` by default.
@@ -85,6 +92,7 @@ class TransformerPolicy(ActorCriticPolicy):
         peft_config: AdapterSpec | None = None,
         autocast: str | None = None,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         head_chunk: int | None = None,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -106,6 +114,8 @@ class TransformerPolicy(ActorCriticPolicy):
         self.sampling = Sampling(temperature, top_k, top_p)
         self.use_cache = use_cache
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        # Rows whose values nobody will use, for the next call of `predict_values`.
+        self.unwanted_values: npt.NDArray[np.bool_] | None = None
         self.vocab_size = int(cast(spaces.Discrete, action_space).n)
         # Whether the first weights were somebody's work, and not drawn at random.
         self.pretrained = isinstance(model, (str, Path)) and model != "tiny"
@@ -117,6 +127,7 @@ class TransformerPolicy(ActorCriticPolicy):
         self._options: dict[str, Any] = {
             "autocast": autocast,
             "gradient_checkpointing": gradient_checkpointing,
+            "compile": compile,
         }
         self.backbone = self.make_backbone(model, peft_config)
         self.head_chunk = _head_chunk(head_chunk, self.backbone.num_logits)
@@ -155,6 +166,7 @@ class TransformerPolicy(ActorCriticPolicy):
             adapter=peft_config,
             autocast=None if autocast is None else th.bfloat16,
             gradient_checkpointing=self._options["gradient_checkpointing"],
+            compiled=self._options["compile"],
         )
 
     def copy_actor_to_critic(self) -> None:
@@ -168,13 +180,12 @@ class TransformerPolicy(ActorCriticPolicy):
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Return the next token of each row, its value (n, 1) and its log-probability (n,)."""
         hidden = self._last_hidden(obs, self.backbone)
-        distribution = self._distribution(hidden)
-        actions = distribution.get_actions(deterministic)
-        return (
-            actions,
-            self._values(self._critic_hidden(obs, hidden)),
-            distribution.log_prob(actions),
-        )
+        numbers = None if deterministic else uniform(hidden)
+        actions, log_prob = self._program(("draw", self.sampling), self._draw)(hidden, numbers)
+        if self.value_backbone is not None:
+            hidden = self._last_hidden(obs, self.value_backbone)
+        actions, values, log_prob = _where_asked(obs, actions, self._values(hidden), log_prob)
+        return actions, values, log_prob
 
     def evaluate_actions(
         self, obs: PyTorchObs, actions: th.Tensor
@@ -201,7 +212,7 @@ class TransformerPolicy(ActorCriticPolicy):
         """Return the log-probabilities (n,) of actions under another model, sampled alike."""
 
         def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor]:
-            return (self._distribution(hidden, tokens, backbone).log_prob(tokens),)
+            return (self._distribution(hidden, tokens, backbone.head).log_prob(tokens),)
 
         hidden = self.action_hidden(backbone, obs)
         return in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)[0]
@@ -217,13 +228,22 @@ class TransformerPolicy(ActorCriticPolicy):
         """Return the hidden states (n, hidden) from which actions were or will be chosen."""
         observations = cast("dict[str, th.Tensor]", obs)
         if "action_positions" not in observations:
-            return backbone.last_hidden(*join_tokens(observations), memo=False)
+            rows = join_tokens(on_host(observations))
+            tokens, lengths = (th.as_tensor(array, device=backbone.model.device) for array in rows)
+            return backbone.last_hidden(tokens, lengths, memo=False)
         hidden = backbone.trunk(input_ids=observations["tokens"], use_cache=False)
         return hidden[observations["action_positions"]]
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        """Return the values (n, 1) of observations."""
-        return self._values(self._last_hidden(obs, self.value_backbone or self.backbone))
+        """Return the values (n, 1) of observations; rows of `unwanted_values` get any."""
+        observation = on_host(cast("dict[str, th.Tensor]", obs))
+        if self.unwanted_values is not None:
+            unwanted, self.unwanted_values = self.unwanted_values, None
+            # Read one token and no more.
+            for key, length in (("prompt_length", 1), ("response_length", 0)):
+                observation[key] = np.where(unwanted[:, None], length, observation[key])
+        backbone = self.value_backbone or self.backbone
+        return _where_asked(obs, self._values(self._last_hidden(observation, backbone)))[0]
 
     def values_without_memo(self, obs: PyTorchObs) -> th.Tensor:
         """Return the values (n, 1) of observations that are not the next of the remembered ones."""
@@ -231,7 +251,7 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:
         """Return the distribution over the next token of each row."""
-        return self._distribution(self._last_hidden(obs, self.backbone))
+        return self._next_distribution(self._last_hidden(obs, self.backbone))
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in either mode; an update may follow, so forget keys and values."""
@@ -291,23 +311,40 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def _last_hidden(self, obs: PyTorchObs, backbone: CausalBackbone) -> th.Tensor:
         observations = cast("dict[str, th.Tensor]", obs)
-        memo = self.use_cache and not th.is_grad_enabled()
-        return backbone.last_hidden(*join_tokens(observations), memo=memo)
+        if self._remembers:
+            return backbone.next_hidden(on_host(observations))
+        return self.action_hidden(backbone, observations)
 
-    def _critic_hidden(self, obs: PyTorchObs, actor_hidden: th.Tensor) -> th.Tensor:
-        if self.value_backbone is None:
-            return actor_hidden
-        return self._last_hidden(obs, self.value_backbone)
+    def _program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function as rollouts run it."""
+        return self.backbone.decoder.program(key, function) if self._remembers else function
+
+    def _draw(self, hidden: th.Tensor, numbers: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
+        """Return tokens, the most likely ones or drawn by `numbers`, and log-probabilities."""
+        distribution = self._next_distribution(hidden)
+        actions = distribution.mode() if numbers is None else distribution.at(numbers)
+        return actions, distribution.log_prob(actions)
 
     def _distribution(
         self,
         hidden: th.Tensor,
         keep: th.Tensor | None = None,
-        backbone: CausalBackbone | None = None,
+        head: Callable[[th.Tensor], th.Tensor] | None = None,
     ) -> TokenDistribution:
         # The model's vocabulary may be padded; those logits are never sampled.
-        logits = (backbone or self.backbone).head(hidden)[:, : self.vocab_size]
+        logits = (head or self.backbone.head)(hidden)[:, : self.vocab_size]
         return TokenDistribution(self.sampling.log_probs(logits, self._allowed_or_none(), keep))
+
+    def _next_distribution(self, hidden: th.Tensor) -> TokenDistribution:
+        """Return the distribution over the next token, by what rollouts run the head by."""
+        return self._distribution(
+            hidden, head=self.backbone.decoder.head if self._remembers else None
+        )
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether keys and values are remembered now."""
+        return self.use_cache and not th.is_grad_enabled()
 
     def _values(self, hidden: th.Tensor) -> th.Tensor:
         return cast("th.Tensor", self.value_head(hidden.float()))
@@ -360,22 +397,36 @@ class TransformerPolicy(ActorCriticPolicy):
         }
 
 
-def join_tokens(observations: dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
-    """Return prompt and response as one right-padded row of tokens, and the rows' lengths.
+def on_host(observations: Mapping[str, th.Tensor | npt.NDArray[Any]]) -> dict[str, Any]:
+    """Return observations as arrays; those that are on the host are not copied.
 
-    Args:
-        observations: A batch of observations of a text environment.
-
-    Returns:
-        (n, width) with the width of the longest row, and (n,).
+    Raises:
+        ValueError: If SB3 has cut a longer prompt or response into several rows.
     """
-    prompt, response = observations["prompt"].long(), observations["response"].long()
-    prompt_length = observations["prompt_length"].long().reshape(-1, 1)
-    lengths = prompt_length[:, 0] + observations["response_length"].long().reshape(-1)
-    index = th.arange(int(lengths.max()), device=prompt.device)[None, :].expand(len(prompt), -1)
-    from_prompt = prompt.gather(1, index.clamp(max=prompt.shape[1] - 1))
-    behind = (index - prompt_length).clamp(0, response.shape[1] - 1)
-    return th.where(index < prompt_length, from_prompt, response.gather(1, behind)), lengths
+    arrays = {
+        key: value.cpu().numpy() if isinstance(value, th.Tensor) else value
+        for key, value in observations.items()
+    }
+    if len({len(array) for array in arrays.values()}) > 1:
+        raise ValueError(
+            "The observation is that of an environment of other budgets than the policy's: make "
+            "it with the same tokenizer, max_prompt_tokens and max_new_tokens."
+        )
+    return arrays
+
+
+def _where_asked(obs: PyTorchObs, *answers: th.Tensor) -> tuple[th.Tensor, ...]:
+    """Return answers where the observations are, in one transfer."""
+    (asked,) = {value.device for value in cast("dict[str, th.Tensor]", obs).values()}
+    if all(answer.device == asked for answer in answers):
+        return answers
+    # Token ids are far below where float64 ends to count.
+    joined = th.cat([answer.reshape(len(answer), -1).double() for answer in answers], dim=1)
+    columns = joined.to(asked).split([answer[0].numel() for answer in answers], dim=1)
+    return tuple(
+        column.reshape(answer.shape).to(answer.dtype)
+        for column, answer in zip(columns, answers, strict=True)
+    )
 
 
 def _head_chunk(given: int | None, num_logits: int) -> int:

@@ -7,7 +7,8 @@ import inspect
 import io
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -412,8 +413,9 @@ class PPO(stable_baselines3.PPO):
         started = time.perf_counter()
         self.cut_off.clear()
         self.awaits_update = True
-        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
-            return False
+        with self._observing_on_host():
+            if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+                return False
         buffer = cast("SequenceRolloutBuffer", rollout_buffer)
         if self.kl_coef > 0:
             score_kl(self, buffer)
@@ -426,12 +428,24 @@ class PPO(stable_baselines3.PPO):
         self._record_speed("rollout", started)
         return True
 
+    @contextmanager
+    def _observing_on_host(self) -> Iterator[None]:
+        """Let SB3 leave observations on the host; the policy sends to its device what is new."""
+        device, self.device = self.device, th.device("cpu")
+        try:
+            yield
+        finally:
+            self.device = device
+
     def _update_info_buffer(
         self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_] | None = None
     ) -> None:
         super()._update_info_buffer(infos, dones)
         if not self.is_text:
             return
+        if self.rollout_buffer.pos == self.n_steps - 1:
+            # Nothing follows these episodes, so what comes after the rollout is worth nothing.
+            self._text_policy().unwanted_values = dones
         for slot, info in enumerate(infos):
             if not info:
                 continue

@@ -105,12 +105,17 @@ class TokenDistribution(Distribution):
 
     def sample(self) -> th.Tensor:
         """Draw a token for each row by inverting the cumulative distribution, shape (n,)."""
+        return self.at(uniform(self.log_probs))
+
+    def at(self, numbers: th.Tensor) -> th.Tensor:
+        """Return the tokens (n,) at points (n, 1) in [0, 1] of the cumulative distribution."""
         cumulative = self.log_probs.exp().cumsum(dim=-1)
-        drawn = th.rand(len(cumulative), 1, device=cumulative.device) * cumulative[:, -1:]
-        tokens = th.searchsorted(cumulative, drawn, right=True).squeeze(-1)
-        # Rounding can put the number drawn on the very end; the last possible token is meant.
-        last = (cumulative >= cumulative[:, -1:]).to(th.uint8).argmax(dim=-1)
-        return th.minimum(tokens, last)
+        total = cumulative[:, -1:]
+        # Rounding can put the point on the very end; the last possible token is meant.
+        below = th.nextafter(total, th.zeros_like(total))
+        tokens = th.searchsorted(cumulative, th.minimum(numbers * total, below), right=True)
+        # Only what is not finite lies outside.
+        return tokens.squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
 
     def mode(self) -> th.Tensor:
         """Return the most likely token of each row, shape (n,)."""
@@ -124,6 +129,11 @@ class TokenDistribution(Distribution):
         """Set the log-probabilities, draw, and return the tokens with their log-probabilities."""
         actions = self.actions_from_params(log_probs)
         return actions, self.log_prob(actions)
+
+
+def uniform(like: th.Tensor) -> th.Tensor:
+    """Draw a number in [0, 1) for each row, (n, 1), from torch's default generator."""
+    return th.rand(len(like), 1, device=like.device)
 
 
 def in_chunks(

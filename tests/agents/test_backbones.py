@@ -130,7 +130,7 @@ def test_autocast_computes_the_trunk_only_in_bfloat16(config: str, value_model: 
         with th.no_grad():
             low = backbone.trunk(input_ids=th.tensor([[5, 6, 7]]), use_cache=False)
         assert low.dtype == th.float32
-        kept = {keys.dtype for keys in backbone.memo._cache.stored_keys}
+        kept = {keys.dtype for keys in backbone.memo.store.keys}
         assert kept == {th.bfloat16 if autocast else th.float32}
         assert {p.dtype for p in model.policy.parameters()} == {th.float32}
         buffer = model.rollout_buffer

@@ -65,12 +65,16 @@ def test_values_of_what_was_cut_off_are_one_forward(monkeypatch: pytest.MonkeyPa
         collect(model, diary)
         memo = model.policy.backbone.memo
         assert memo is not None
-        # The memo is still that of the last observations: to go on costs a token each.
+        # The memo is still that of the last observations: to go on costs a token each. Of
+        # episodes that begin there, nothing has been read yet.
         shapes = list(calls.shapes)
         calls.take()
         with th.no_grad():
             model.policy.predict_values(model.policy.obs_to_tensor(model._last_obs)[0])
-        assert calls.shapes == [(NUM_ENVS, 1)] and model.policy.backbone.memo is memo
+        begun = model._last_obs["response_length"].flatten() == 0
+        assert 0 < begun.sum() < NUM_ENVS and model.policy.backbone.memo is memo
+        (read, _), *others = calls.shapes
+        assert read == max(2, begun.sum()) and others == [(NUM_ENVS, 1)]
         runs.append((shapes, diary, model.rollout_buffer.rewards.copy()))
     (shapes, diary, rewards), (without, _, raw) = runs
     cut = np.array([token.after is not None for token in diary.tokens]).reshape(-1, NUM_ENVS)

@@ -1,0 +1,344 @@
+"""The steps of a rollout made cheap: a twin of the model with its weights laid out for decoding.
+
+A decode step reads every weight for a handful of tokens, so how the weights lie in memory is what
+it costs. The twin shares everything with the model but its linear layers, of which it has copies:
+on a CPU in the layout that oneDNN multiplies fastest, under autocast in the lower precision, so
+that they are not converted at every step. It computes what the model computes, up to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from itertools import count
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from agents.kv_cache import ALLOCATION_STEP, PrefixMemo, RowCache, WeightsVersion
+
+# To lay the weights out costs about as much as so many steps save.
+PACK_AFTER = 4
+# Rows that the layout is made for; it serves any other number, too.
+PACKED_FOR = 256
+
+LINEAR = (nn.Linear, Conv1D)
+# Layers of a module that read the same input, by the names that most models give them.
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+_KEYS = count()
+_PACKED: WeakValueDictionary[int, Packed] = WeakValueDictionary()
+_LIBRARY = th.library.Library("textenvs", "DEF")
+# Compilers see it as one operation, since they cannot look at oneDNN's own layout.
+_LIBRARY.define("packed_linear(Tensor x, int key, int features) -> Tensor")
+
+
+def _packed_linear(x: th.Tensor, key: int, features: int) -> th.Tensor:
+    layer = _PACKED[key]
+    return cast(
+        "th.Tensor",
+        th.ops.mkldnn._linear_pointwise(x, layer.packed, layer.packed_bias, "none", [], ""),
+    )
+
+
+_LIBRARY.impl("packed_linear", _packed_linear, "CPU")
+_LIBRARY.impl(
+    "packed_linear", lambda x, key, features: x.new_empty(*x.shape[:-1], features), "Meta"
+)
+
+
+class LaidOut:
+    """Copies of linear layers that read the same, as one matrix product.
+
+    Args:
+        layers: `Linear`s, or `Conv1D`s of GPT-2.
+        dtype: The precision to compute in.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], dtype: th.dtype) -> None:
+        self.dtype = dtype
+        self._layers = layers
+        self._sizes = [len(_matrix(layer)) for layer in layers]
+        self._input: th.Tensor | None = None
+        self._outputs: dict[int, th.Tensor] = {}
+
+    def refresh(self) -> None:
+        """Copy the layers' weights."""
+        raise NotImplementedError
+
+    def product(self, x: th.Tensor) -> th.Tensor:
+        """Return all layers' outputs, one behind the other."""
+        raise NotImplementedError
+
+    def output(self, part: int, x: th.Tensor) -> th.Tensor:
+        """Return a layer's output; that of the others is kept until they ask for it."""
+        if len(self._sizes) == 1:
+            return self.product(x)
+        if x is not self._input or part not in self._outputs:
+            self._input = x
+            self._outputs = dict(enumerate(self.product(x).split(self._sizes, dim=-1)))
+        output = self._outputs.pop(part)
+        if not self._outputs:
+            self._input = None
+        return output
+
+    def _weight(self) -> th.Tensor:
+        return th.cat([_matrix(layer) for layer in self._layers]).to(self.dtype).contiguous()
+
+    def _bias(self) -> th.Tensor | None:
+        if not any(_has_bias(layer) for layer in self._layers):
+            return None
+        biases = [
+            cast("th.Tensor", layer.bias).detach()
+            if _has_bias(layer)
+            else _matrix(layer).new_zeros(size)
+            for layer, size in zip(self._layers, self._sizes, strict=True)
+        ]
+        return th.cat(biases).to(self.dtype)
+
+
+class Packed(LaidOut):
+    """Linear layers in oneDNN's own layout, for a CPU."""
+
+    def __init__(self, layers: Sequence[nn.Module], dtype: th.dtype) -> None:
+        super().__init__(layers, dtype)
+        self._key = next(_KEYS)
+        _PACKED[self._key] = self
+
+    def refresh(self) -> None:
+        """Copy the layers' weights."""
+        self.packed = th.ops.mkldnn._reorder_linear_weight(self._weight(), PACKED_FOR)
+        self.packed_bias = self._bias()
+
+    def product(self, x: th.Tensor) -> th.Tensor:
+        """Return all layers' outputs, one behind the other."""
+        packed_linear = th.ops.textenvs.packed_linear
+        return cast("th.Tensor", packed_linear(x.to(self.dtype), self._key, sum(self._sizes)))
+
+
+class Cast(LaidOut):
+    """Linear layers whose weights are converted once, and not at every step."""
+
+    def __init__(self, layers: Sequence[nn.Module], dtype: th.dtype) -> None:
+        super().__init__(layers, dtype)
+        self._cast, self._cast_bias = self._weight(), self._bias()
+
+    def refresh(self) -> None:
+        """Copy the layers' weights to where they were: a captured graph reads from there."""
+        self._cast.copy_(self._weight())
+        if self._cast_bias is not None:
+            self._cast_bias.copy_(cast("th.Tensor", self._bias()))
+
+    def product(self, x: th.Tensor) -> th.Tensor:
+        """Return all layers' outputs, one behind the other."""
+        return F.linear(x.to(self.dtype), self._cast, self._cast_bias)
+
+
+class Part(nn.Module):
+    """What stands in a twin where the model has a linear layer.
+
+    Args:
+        layer: The layer, whose parameters and hooks it shares.
+        laid_out: What computes its output.
+        part: Which of its outputs.
+    """
+
+    def __init__(self, layer: nn.Module, laid_out: LaidOut, part: int) -> None:
+        super().__init__()
+        vars(self).update(vars(layer))
+        self._laid_out = laid_out
+        self._part = part
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """Return the layer's output."""
+        return self._laid_out.output(self._part, x)
+
+
+def _isolated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function with code of its own, which is what compilers remember programs by."""
+
+    def run(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    run.__code__ = run.__code__.replace(co_name=f"run_{next(_KEYS)}")
+    return run
+
+
+def _matrix(layer: nn.Module) -> th.Tensor:
+    """Return a layer's weight, (out, in)."""
+    weight = cast("th.Tensor", layer.weight).detach()
+    return weight.t() if isinstance(layer, Conv1D) else weight
+
+
+def _has_bias(layer: nn.Module) -> bool:
+    return layer._parameters.get("bias") is not None
+
+
+def layout(device: th.device, dtype: th.dtype) -> type[LaidOut] | None:
+    """Return the layout that is fastest, or None: the model's own."""
+    if device.type != "cpu":
+        return None if dtype == th.float32 else Cast
+    if not (th.backends.mkldnn.is_available() and hasattr(th.ops.mkldnn, "_linear_pointwise")):
+        return None
+    return Packed if dtype == th.float32 or th.ops.mkldnn._is_mkldnn_bf16_supported() else None
+
+
+class Twin:
+    """Makes a module that shares everything with another but its linear layers.
+
+    Args:
+        layout: The layout of their copies. None: they are shared, too.
+        dtype: The precision of their copies.
+    """
+
+    def __init__(self, layout: type[LaidOut] | None, dtype: th.dtype) -> None:
+        self._layout = layout
+        self._dtype = dtype
+        self.layers: list[LaidOut] = []
+
+    def of(self, module: nn.Module) -> nn.Module:
+        """Return the twin of a module."""
+        if self._layout is None:
+            return module
+        if type(module) in LINEAR:
+            return self._parts([module])[0]
+        twin = copy.copy(module)
+        twin._modules = {}
+        for names in SIBLINGS:
+            together = [module._modules.get(name) for name in names]
+            if all(type(layer) is nn.Linear for layer in together):
+                parts = self._parts(cast("list[nn.Module]", together))
+                twin._modules.update(zip(names, parts, strict=True))
+        for name, part in module._modules.items():
+            if name not in twin._modules:
+                twin._modules[name] = None if part is None else self.of(part)
+        return twin
+
+    def _parts(self, layers: Sequence[nn.Module]) -> list[Part]:
+        assert self._layout is not None
+        self.layers.append(self._layout(layers, self._dtype))
+        return [Part(layer, self.layers[-1], i) for i, layer in enumerate(layers)]
+
+
+class Decoder:
+    """Runs a model for rollouts, by a twin of it that lasts as long as the weights stay.
+
+    Args:
+        model: The model.
+        autocast: The precision that the trunk computes in. None: the model's own.
+        compiled: Whether `torch.compile` makes a program of each step, on a GPU a captured graph.
+            Shapes are then few, and memory for the longest sequences is held throughout.
+        positions: The most tokens of a sequence.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, autocast: th.dtype | None, compiled: bool, positions: int
+    ) -> None:
+        self.weights_version = WeightsVersion(model)
+        self.compiled = compiled
+        self.laid_out = False
+        self._model = model
+        self._autocast = autocast
+        self._positions = positions
+        self._device: th.device | None = None
+        self._layers: list[LaidOut] = []
+        self._trunk: nn.Module = model.base_model
+        self._head: nn.Module = model.get_output_embeddings()
+        self._memo: PrefixMemo | None = None
+        self._programs: dict[Hashable, Callable[..., Any]] = {}
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """Give a copy of a model no decoder: it makes its own."""
+
+    def new_memo(self, rows: int, weights: object) -> PrefixMemo:
+        """Return an empty memo; a compiled program goes on with the memory of the last one."""
+        if not self.compiled:
+            return PrefixMemo(rows, weights)
+        last = self._memo
+        store = last.store if last is not None and last.rows == rows else None
+        self._memo = PrefixMemo(rows, weights, store, self._positions, ALLOCATION_STEP)
+        return self._memo
+
+    def lay_out(self) -> None:
+        """Copy the weights into the layout for decoding."""
+        device = next(self._model.parameters()).device
+        if self._device != device:
+            self._make_twin(device)
+        for layer in self._layers:
+            layer.refresh()
+        self.laid_out = True
+
+    def forget(self) -> None:
+        """Let the copies go, since the weights will change."""
+        self.laid_out = False
+        if not self.compiled:
+            self._device, self._layers = None, []
+            self._trunk, self._head = self._model.base_model, self._model.get_output_embeddings()
+
+    def trunk(
+        self, tokens: th.Tensor, positions: th.Tensor, mask: th.Tensor, cache: RowCache
+    ) -> th.Tensor:
+        """Return the last hidden states (n, q, hidden) of new tokens (n, q)."""
+        inputs = (tokens, positions, mask, cache)
+        if not cache.allocated:  # a program would have to make room itself
+            return self._run(*inputs)
+        if tokens.shape[1] == 1:
+            return cast("th.Tensor", self.program("step", self._run)(*inputs))
+        return cast("th.Tensor", self.program("prefill", self._run, any_shape=True)(*inputs))
+
+    def head(self, hidden: th.Tensor) -> th.Tensor:
+        """Return the logits of hidden states."""
+        return cast("th.Tensor", self._head(hidden))
+
+    def program(
+        self, key: Hashable, function: Callable[..., Any], any_shape: bool = False
+    ) -> Callable[..., Any]:
+        """Return a function, compiled if this is wanted.
+
+        Args:
+            key: Names what is compiled. Whatever else it depends on than its arguments and the
+                model belongs here.
+            function: The function.
+            any_shape: Whether each call comes in another shape, so that there is nothing to
+                capture.
+        """
+        if not self.compiled:
+            return function
+        if key not in self._programs:
+            options: dict[str, Any] = {}
+            if self._device is not None and self._device.type == "cuda" and not any_shape:
+                options["triton.cudagraphs"] = True
+            if hasattr(th.compiler, "skip_guard_on_all_nn_modules_unsafe"):
+                # Modules stay what they are, and a new twin gets new programs. To ask each of
+                # them at every step takes longer than what they compute.
+                options["guard_filter_fn"] = th.compiler.skip_guard_on_all_nn_modules_unsafe
+            self._programs[key] = th.compile(
+                _isolated(function), dynamic=True if any_shape else None, options=options
+            )
+        return self._programs[key]
+
+    def _run(
+        self, tokens: th.Tensor, positions: th.Tensor, mask: th.Tensor, cache: RowCache
+    ) -> th.Tensor:
+        with th.autocast(tokens.device.type, self._autocast, enabled=self._autocast is not None):
+            output = self._trunk(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return cast("th.Tensor", output.last_hidden_state).float()
+
+    def _make_twin(self, device: th.device) -> None:
+        own = self._model.dtype
+        trunk, head = (Twin(layout(device, d), d) for d in (self._autocast or own, own))
+        self._trunk = trunk.of(self._model.base_model)
+        self._head = head.of(self._model.get_output_embeddings())
+        self._device, self._layers = device, trunk.layers + head.layers
+        self._programs.clear()
