@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from agents.adapters import Adapter, AdapterSpec
 from agents.decoding import PACK_AFTER, Decoder
 from agents.kv_cache import Observation, PrefixMemo, RowCache, as_observation, join_tokens
+from agents.packing import ATTENTION, Packing, attending
 
 ModelSpec = str | Path | PretrainedConfig
 
@@ -88,6 +89,7 @@ class CausalBackbone(th.nn.Module):
         self.autocast: th.dtype | None = None
         self._checkpointed: list[GradientCheckpointingLayer] = []
         self._check_head()
+        self.packs = self._can_pack()
         self.autocast = autocast
         if gradient_checkpointing:
             self._checkpoint_layers()
@@ -116,6 +118,25 @@ class CausalBackbone(th.nn.Module):
         for layer in self._checkpointed:
             layer.training = False
         return cast("th.Tensor", output.last_hidden_state).float()
+
+    def hidden_at(self, tokens: th.Tensor, wanted: th.Tensor) -> th.Tensor:
+        """Return the hidden states (k, hidden) at some positions of sequences, row by row.
+
+        Args:
+            tokens: (n, width) token ids; what is behind the last wanted one is not read.
+            wanted: Boolean (n, width), somewhere true in each row.
+        """
+        packing = Packing.up_to_last(wanted) if self.packs else None
+        if packing is None or len(packing.places) == tokens.numel():
+            return self.trunk(input_ids=tokens, use_cache=False)[wanted]
+        with attending(self.model.config, ATTENTION):
+            hidden = self.trunk(
+                input_ids=packing.row(tokens),
+                position_ids=packing.positions,
+                use_cache=False,
+                packing=packing,
+            )
+        return hidden[packing.row(wanted)]
 
     def head(self, hidden: th.Tensor) -> th.Tensor:
         """Return the logits of hidden states."""
@@ -196,7 +217,9 @@ class CausalBackbone(th.nn.Module):
         ]
         for layer in self._checkpointed:
             layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(_recomputed, layer)  # type: ignore[assignment]
+            layer._gradient_checkpointing_func = partial(  # type: ignore[assignment]
+                _recomputed, layer, self.model.config
+            )
 
     @th.no_grad()
     def _check_head(self) -> None:
@@ -210,12 +233,34 @@ class CausalBackbone(th.nn.Module):
                 "states (GPT-2, Llama, Qwen, Mistral, ...)."
             )
 
+    @th.no_grad()
+    def _can_pack(self) -> bool:
+        """Return whether the model's attention can be replaced and positions be given."""
+        if self.model.config._attn_implementation != "sdpa":
+            return False
+        tokens = th.tensor([[0, 1, 0], [1, 1, 0]])
+        wanted = th.tensor([[True, True, True], [True, True, False]])
+        expected = self.trunk(input_ids=tokens, use_cache=False)[wanted]
+        self.packs = True
+        try:
+            return th.allclose(self.hidden_at(tokens, wanted), expected, rtol=1e-3, atol=1e-3)
+        except Exception:  # whatever a model does that knows nothing of it
+            return False
 
-def _recomputed(layer: th.nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+
+def _recomputed(
+    layer: th.nn.Module, config: PretrainedConfig, forward: Callable[..., Any], *inputs: Any
+) -> Any:
     """Run a layer's forward, once more in the backward pass, and keep no more than its inputs."""
     # The flag has led here. Dropout that a layer applies by itself must not see it.
     layer.training = False
-    return checkpoint(forward, *inputs, use_reentrant=False)
+    implementation = config._attn_implementation
+
+    def run(*inputs: Any) -> Any:
+        with attending(config, implementation):
+            return forward(*inputs)
+
+    return checkpoint(run, *inputs, use_reentrant=False)
 
 
 def _load(model: ModelSpec) -> PreTrainedModel:

@@ -67,7 +67,7 @@ class TransformerPolicy(ActorCriticPolicy):
         head_chunk: How many tokens of an update get their logits at a time, so that no array of
             tokens times vocabulary is held. None: as many as make 2^24 logits.
         optimizer_class: AdamW-like or Adam; `th.optim.Adam` by default.
-        optimizer_kwargs: Its arguments besides the learning rate; eps is 1e-5 for Adam by default.
+        optimizer_kwargs: Its arguments besides the learning rate; for Adam eps is 1e-5 by default.
 
     Raises:
         ValueError: If the spaces are not those of a text environment, or the model does not fit.
@@ -98,7 +98,8 @@ class TransformerPolicy(ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if optimizer_kwargs is None:
-            optimizer_kwargs = {"eps": 1e-5} if optimizer_class is th.optim.Adam else {}
+            adam = {"eps": 1e-5, "fused": True}  # one pass over the weights
+            optimizer_kwargs = adam if optimizer_class is th.optim.Adam else {}
         # ActorCriticPolicy's own constructor builds extractors and heads that have no place here.
         BasePolicy.__init__(
             self,
@@ -188,22 +189,28 @@ class TransformerPolicy(ActorCriticPolicy):
         return actions, values, log_prob
 
     def evaluate_actions(
-        self, obs: PyTorchObs, actions: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        self, obs: PyTorchObs, actions: th.Tensor, entropy_gradient: bool = True
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Return values, log-probabilities and entropies of actions.
 
         Args:
             obs: Sequences, as `SequenceRolloutBuffer` yields them (`tokens`, `action_positions`):
                 one forward each. Or observations of the environment, one for each action.
             actions: (n,) the tokens emitted, in the order of the sequences.
+            entropy_gradient: Whether the entropies need gradients, which take time and memory.
 
         Returns:
             Three tensors of shape (n,), values of shape (n, 1).
         """
         hidden = self.action_hidden(self.backbone, obs)
-        log_prob, entropy = in_chunks(
-            self._log_prob_and_entropy, hidden, actions.long().flatten(), self.head_chunk
-        )
+
+        def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            distribution = self._distribution(hidden, tokens)
+            with th.set_grad_enabled(th.is_grad_enabled() and entropy_gradient):
+                entropy = distribution.entropy()
+            return distribution.log_prob(tokens), entropy
+
+        log_prob, entropy = in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)
         if self.value_backbone is not None:
             hidden = self.action_hidden(self.value_backbone, obs)
         return self._values(hidden), log_prob, entropy
@@ -217,12 +224,6 @@ class TransformerPolicy(ActorCriticPolicy):
         hidden = self.action_hidden(backbone, obs)
         return in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)[0]
 
-    def _log_prob_and_entropy(
-        self, hidden: th.Tensor, tokens: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor]:
-        distribution = self._distribution(hidden, tokens)
-        return distribution.log_prob(tokens), distribution.entropy()
-
     @staticmethod
     def action_hidden(backbone: CausalBackbone, obs: PyTorchObs) -> th.Tensor:
         """Return the hidden states (n, hidden) from which actions were or will be chosen."""
@@ -231,8 +232,7 @@ class TransformerPolicy(ActorCriticPolicy):
             rows = join_tokens(on_host(observations))
             tokens, lengths = (th.as_tensor(array, device=backbone.model.device) for array in rows)
             return backbone.last_hidden(tokens, lengths, memo=False)
-        hidden = backbone.trunk(input_ids=observations["tokens"], use_cache=False)
-        return hidden[observations["action_positions"]]
+        return backbone.hidden_at(observations["tokens"], observations["action_positions"])
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """Return the values (n, 1) of observations; rows of `unwanted_values` get any."""
@@ -331,8 +331,10 @@ class TransformerPolicy(ActorCriticPolicy):
         keep: th.Tensor | None = None,
         head: Callable[[th.Tensor], th.Tensor] | None = None,
     ) -> TokenDistribution:
-        # The model's vocabulary may be padded; those logits are never sampled.
-        logits = (head or self.backbone.head)(hidden)[:, : self.vocab_size]
+        logits = (head or self.backbone.head)(hidden)
+        if logits.shape[-1] > self.vocab_size:
+            # The model's vocabulary is padded; those logits are never sampled.
+            logits = logits[:, : self.vocab_size]
         return TokenDistribution(self.sampling.log_probs(logits, self._allowed_or_none(), keep))
 
     def _next_distribution(self, hidden: th.Tensor) -> TokenDistribution:

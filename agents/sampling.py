@@ -52,7 +52,9 @@ class Sampling:
             keep: (n,) tokens that stay in the distribution whatever top-k and top-p say: those
                 that were sampled from it, when it is evaluated again after an update.
         """
-        scores = logits.float() / self.temperature
+        scores = logits.float()
+        if self.temperature != 1:  # a pass over all logits, forward and backward
+            scores = scores / self.temperature
         if allowed is not None:
             scores = scores.masked_fill(~allowed, -th.inf)
         if 0 < self.top_k < scores.shape[-1]:

@@ -38,11 +38,11 @@ def score_kl(agent: PPO, buffer: SequenceRolloutBuffer) -> None:
     """
     policy = cast("TransformerPolicy", agent.policy)
     with reference_model(agent) as reference, th.no_grad():
-        for minibatch in buffer.batches(agent.batch_size):
-            for sequences in buffer.micro_batches(minibatch, agent.micro_batch_size):
-                samples = buffer.samples(sequences)
-                log_probs = policy.log_probs(reference, samples.observations, samples.actions)
-                buffer.ref_log_probs[buffer.index(sequences)] = log_probs.cpu().numpy()
+        size = agent.micro_batch_size or agent.batch_size
+        for sequences in buffer.micro_batches(buffer.sequences, size):
+            samples = buffer.samples(sequences)
+            log_probs = policy.log_probs(reference, samples.observations, samples.actions)
+            buffer.ref_log_probs[buffer.index(sequences)] = log_probs.cpu().numpy()
     log_probs, ref_log_probs = map(th.from_numpy, (buffer.log_probs, buffer.ref_log_probs))
     kl = estimate_kl(log_probs, ref_log_probs, agent.kl_estimator).numpy()
     if agent.kl_in == "reward":

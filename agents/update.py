@@ -91,7 +91,9 @@ class Objective:
     ) -> tuple[dict[str, th.Tensor], th.Tensor]:
         """Return, for each token of some sequences, the losses' terms and how far off 1 it is."""
         samples = buffer.samples(sequences)
-        values, log_prob, entropy = policy.evaluate_actions(samples.observations, samples.actions)
+        values, log_prob, entropy = policy.evaluate_actions(
+            samples.observations, samples.actions, entropy_gradient=self.ent_coef != 0
+        )
         values = values.flatten()
         advantages = (samples.advantages - mean) / std
         log_ratio = log_prob - samples.old_log_prob
@@ -114,7 +116,7 @@ class Objective:
         ratio_error = (ratio.detach() - 1).abs()
         terms = {
             "policy_gradient_loss": -th.min(advantages * ratio, advantages * clipped_ratio),
-            "entropy_loss": -cast("th.Tensor", entropy),
+            "entropy_loss": -entropy,
             "value_loss": value_loss,
             "kl_loss": kl_loss,
             "approx_kl": (ratio - 1 - log_ratio).detach(),

@@ -190,9 +190,9 @@ def test_target_kl_stops_before_the_step() -> None:
     seen: list[dict[str, th.Tensor]] = []
     evaluate = models[0].policy.evaluate_actions
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         seen.append(weights(models[0].policy))
-        return evaluate(*args)
+        return evaluate(*args, **kwargs)
 
     models[0].policy.evaluate_actions = watched
     update = train(models[0])
@@ -215,9 +215,11 @@ def test_micro_batches_change_nothing(kind: str) -> None:
         model = shaken(kind, micro_batch_size=size, ent_coef=0.1, **STILL, **KL_LOSS)
         evaluate, counts = model.policy.evaluate_actions, sizes.setdefault(size, [])
 
-        def counting(obs: Any, actions: Any, keep: Any = counts, call: Any = evaluate) -> Any:
+        def counting(
+            obs: Any, actions: Any, keep: Any = counts, call: Any = evaluate, **kwargs: Any
+        ) -> Any:
             keep.append((len(obs["tokens"]), len(actions)))
-            return call(obs, actions)
+            return call(obs, actions, **kwargs)
 
         model.policy.evaluate_actions = counting
         updates.append(train(model))
@@ -323,7 +325,9 @@ def test_reference_reads_each_sequence_once_if_it_costs_something_at_all() -> No
         collect(model)
         counts.append(policy.take())
     assert counts[0] == counts[1]
-    assert sum(rows for rows, _ in reference.shapes) == len(model.rollout_buffer.sequences)
+    # Each token once, but for the last one of a sequence, which nothing follows.
+    lengths = [sequence.length - 1 for sequence in model.rollout_buffer.sequences]
+    assert reference.tokens(1) == sum(lengths)
     assert reference.take() == round(ITERATION / 32)
     free = make_agent().learn(ITERATION)
     assert free.reference is None and not free.rollout_buffer.ref_log_probs.any()

@@ -1,0 +1,128 @@
+"""Sequences in one row, without padding: only attention sees them side by side.
+
+All other layers look at one token at a time, and it makes no difference to them which sequence a
+token is of. So they run on the tokens alone, and attention, registered with `transformers` under a
+name of its own, sets the sequences apart and brings them together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch as th
+from transformers import AttentionInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ATTENTION = "textenvs_packed"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of one row belong in a batch of sequences.
+
+    Args:
+        real: Boolean (sequences, width), true where there is a token.
+        places: (tokens,) the same as indices into sequences times width.
+    """
+
+    real: th.Tensor
+    places: th.Tensor
+
+    @staticmethod
+    def up_to_last(wanted: th.Tensor) -> Packing:
+        """Return the packing of sequences that end where something is wanted of them last.
+
+        Args:
+            wanted: Boolean (sequences, width), somewhere true in each sequence.
+        """
+        real = wanted.flip(1).cummax(dim=1).values.flip(1)
+        return Packing(real, real.flatten().nonzero().squeeze(1))
+
+    @property
+    def positions(self) -> th.Tensor:
+        """Each token's position in its sequence, (1, tokens)."""
+        return (self.places % self.real.shape[1])[None]
+
+    def row(self, batch: th.Tensor) -> th.Tensor:
+        """Return what belongs to the tokens, (1, tokens), of a batch (sequences, width)."""
+        return batch.flatten()[self.places][None]
+
+    def apart(self, row: th.Tensor) -> th.Tensor:
+        """Return (sequences, heads, width, size) of (1, heads, tokens, size)."""
+        _, heads, tokens, size = row.shape
+        flat = row[0].transpose(0, 1).reshape(tokens, heads * size)
+        spread = cast("th.Tensor", _Spread.apply(flat, self.places, self.real.numel()))
+        return spread.view(*self.real.shape, heads, size).transpose(1, 2)
+
+    def together(self, batch: th.Tensor) -> th.Tensor:
+        """Return (1, tokens, heads, size) of (sequences, width, heads, size)."""
+        _, _, heads, size = batch.shape
+        flat = batch.reshape(self.real.numel(), heads * size)
+        return cast("th.Tensor", _Gather.apply(flat, self.places)).view(1, -1, heads, size)
+
+
+class _Spread(th.autograd.Function):
+    """Copies rows to their places among zeros.
+
+    Each row goes to one place, so nothing has to be added up in either direction, as autograd
+    must for indices that it knows nothing of.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: th.Tensor, places: th.Tensor, count: int) -> th.Tensor:
+        ctx.save_for_backward(places)
+        return rows.new_zeros(count, rows.shape[1]).index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: th.Tensor) -> Any:
+        (places,) = ctx.saved_tensors
+        return gradients[0].index_select(0, places), None, None
+
+
+class _Gather(th.autograd.Function):
+    """Takes rows from their places, the reverse of `_Spread`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: th.Tensor, places: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(places)
+        ctx.count = len(rows)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: th.Tensor) -> Any:
+        (places,) = ctx.saved_tensors
+        (gradient,) = gradients
+        zeros = gradient.new_zeros(ctx.count, gradient.shape[1])
+        return zeros.index_copy_(0, places, gradient), None
+
+
+def packed_attention(
+    module: th.nn.Module,
+    query: th.Tensor,
+    key: th.Tensor,
+    value: th.Tensor,
+    attention_mask: th.Tensor | None,
+    packing: Packing,
+    **kwargs: Any,
+) -> tuple[th.Tensor, None]:
+    """Attend within sequences to what comes before; see `transformers.AttentionInterface`."""
+    query, key, value = (packing.apart(tensor) for tensor in (query, key, value))
+    output, _ = sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    return packing.together(output), None
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+
+
+@contextmanager
+def attending(config: PretrainedConfig, implementation: str) -> Iterator[None]:
+    """Let a model attend by another implementation for a while."""
+    before = config._attn_implementation
+    config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
