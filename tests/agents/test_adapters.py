@@ -113,8 +113,10 @@ def test_reference_is_the_model_without_its_adapter(kind: str) -> None:
     calls = Calls(model.policy.backbone.model.get_input_embeddings())
     collect(model, diary)
     assert model.reference is None and "reference" not in model.get_parameters()
-    reads = sum(rows * width for rows, width in calls.shapes[-round(ITERATION / 32) :])
-    assert reads == sum(sequence.length - 1 for sequence in model.rollout_buffer.sequences)
+    sequences = model.rollout_buffer.sequences
+    parts = len(model.rollout_buffer.micro_batches(sequences, model.batch_size))
+    reads = sum(rows * width for rows, width in calls.shapes[-parts:])
+    assert reads == sum(sequence.length - 1 for sequence in sequences)
     reference = Critic(plain(model), FEW, 0.7)
     with th.no_grad():
         truth = [reference.log_probs(t.context)[FEW.index(t.token)].item() for t in diary.tokens]

@@ -328,7 +328,7 @@ def test_reference_reads_each_sequence_once_if_it_costs_something_at_all() -> No
     # Each token once, but for the last one of a sequence, which nothing follows.
     lengths = [sequence.length - 1 for sequence in model.rollout_buffer.sequences]
     assert reference.tokens(1) == sum(lengths)
-    assert reference.take() == round(ITERATION / 32)
+    assert reference.take() <= round(ITERATION / 32) + 1
     free = make_agent().learn(ITERATION)
     assert free.reference is None and not free.rollout_buffer.ref_log_probs.any()
 
