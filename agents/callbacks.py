@@ -80,6 +80,7 @@ class CheckpointCallback(callbacks.CheckpointCallback):
         if not ranks.is_main():
             return
         model: Any = self.model
+        self.num_timesteps = model.num_timesteps  # At the last step it was without other ranks'.
         normalizer = model.get_vec_normalize_env()
         # The agent comes last: where it is, the rest is complete.
         if self.save_replay_buffer and getattr(model, "replay_buffer", None) is not None:
