@@ -22,11 +22,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from agents import PPO, CheckpointCallback, evaluate_split, ranks, warm_start
+from agents.cli import main
 from agents.shaping import score_kl, whiten_rewards
 from tests.agents.test_imitation import Spell
 from tests.agents.training import (
@@ -72,7 +73,8 @@ def launch(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     assert not hanging, "the ranks wait for each other"
     results = [pickle.loads(file.read_bytes()) for file in files]
     for result in results:
-        assert not isinstance(result, str), result
+        if isinstance(result, AssertionError):
+            raise result
     return results
 
 
@@ -85,7 +87,7 @@ def as_rank(rank: int, port: int, file: Path, function: Callable[..., Any], args
     try:
         result = function(*args)
     except BaseException:
-        result = traceback.format_exc()
+        result = AssertionError(traceback.format_exc())
     file.write_bytes(pickle.dumps(result))
 
 
@@ -200,15 +202,19 @@ def seeds(model: Any) -> list[int]:
 def learned(folder: Path) -> dict[str, Any]:
     """Learn for two iterations of all ranks."""
     model = make_agent(**KL, learning_rate=0.02, policy=PLAIN_STEPS)
-    first = weights(model.policy)
+    first, sampling = weights(model.policy), [th.initial_seed()]
     model.set_logger(configure(str(folder / str(ranks.rank())), ["csv"]))
     progress: list[float] = []
     model.policy.optimizer.register_step_pre_hook(
         lambda *_: progress.append(model._current_progress_remaining)
     )
     model.learn(2 * RANKS * ITERATION, progress_bar=True)
+    th.manual_seed(7)  # as a script may do
     other = make_agent(seed=None)
+    sampling.append(th.initial_seed())
     other.learn(RANKS * ITERATION)
+    other.set_random_seed(20)
+    sampling.append(th.initial_seed())
     return {
         "first": first,
         "weights": weights(model.policy),
@@ -216,12 +222,12 @@ def learned(folder: Path) -> dict[str, Any]:
         "unseeded actions": other.rollout_buffer.actions,
         "unseeded weights": weights(other.policy),
         "seeds": seeds(model),
+        "sampling": sampling,
         "timesteps": model.num_timesteps,
         "progress": progress,
         "kl_coef": model.kl_coef,
         "updates": model._n_updates,
         "reference": weights(model.reference),
-        "main": ranks.is_main(),
     }
 
 
@@ -240,6 +246,7 @@ def test_ranks_stay_equal_and_play_differently(pair: Any) -> None:
     assert not same(first["first"], first["weights"])
     for kind in ("actions", "unseeded actions"):
         assert not np.array_equal(first[kind], second[kind])
+    assert (first["sampling"], second["sampling"]) == ([0, 7, 20], [1, 8, 21])
     assert sorted(first["seeds"] + second["seeds"]) == list(range(RANKS * NUM_ENVS))
     # The first rank begins as one process does.
     assert same(first["first"], weights(make_agent().policy))
@@ -278,7 +285,7 @@ def ended() -> dict[str, Any]:
             outcomes[name] = f"{type(error).__name__}: {error}"
         outcomes[name] += f" {model.num_timesteps}"
         outcomes[name, "weights"] = weights(model.policy)
-    with pytest.raises(ValueError, match="rank 1 has .*'n_epochs': 3"):
+    with pytest.raises(ValueError, match=r"rank 1 has .*'n_epochs': 3"):
         make_agent(n_epochs=2 + late).learn(ITERATION)
     with pytest.raises(ValueError, match="expected one process for 'MlpPolicy', but 2"):
         PPO("MlpPolicy", "CartPole-v1")
@@ -356,7 +363,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     part.policy.save_pretrained(folder / "model")
     memory = io.BytesIO()
     part.save(memory)
-    ranks.join([None])  # The others may only read what the main one has written.
+    PartialState().wait_for_everyone()  # until the main one has written
     states = {"whole": state(whole)}
     files = {"after learn": "agent.zip", "checkpoint": f"checkpoints/agent_{half // 2}_steps.zip"}
     for name, file in files.items():
@@ -427,6 +434,44 @@ def test_one_process_makes_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 # The command line under torchrun.
 
 QUICK = "--num-envs 4 --n-steps 16 --batch-size 32 --timesteps 512 --warm-start 0 --eval-examples 4"
+QUICK += " --max-new-tokens 8 --device cpu"
+
+
+def command_line(stop_after: int, *arguments: str) -> int | str | None:
+    """Run the command line; a stop is one of the process, after so many updates."""
+    original = PPO.train
+
+    def train_or_stop(self: PPO) -> None:
+        original(self)
+        if self._n_updates == stop_after * self.n_epochs:
+            raise SystemExit("stopped")
+
+    PPO.train = train_or_stop  # type: ignore[method-assign]
+    try:
+        main([*arguments])
+    except SystemExit as end:
+        return end.code
+    return None
+
+
+def test_resumed_run_is_the_whole_one(tmp_path: Path) -> None:
+    options = ["train", "TextGen-v0", *QUICK.split(), "--no-progress"]
+    options += ["--checkpoint-freq", "128", "--kl-target", "3", "--run-dir"]
+    runs = [tmp_path / name for name in ("whole", "resumed")]
+    assert launch(command_line, tmp_path, 0, *options, str(runs[0])) == [None, None]
+    assert launch(command_line, tmp_path, 0, *options, str(runs[0])) == [2, 2]  # It is not empty.
+    assert launch(command_line, tmp_path, 3, *options, str(runs[1])) == ["stopped", "stopped"]
+    assert (runs[1] / "checkpoint.zip").is_file() and not (runs[1] / "agent.zip").exists()
+    resume = ["train", "--resume", str(runs[1])]
+    assert launch(command_line, tmp_path, 0, *resume) == [None, None]
+    for name in ("model/model.safetensors", "samples_after.jsonl"):
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
+    figures = []
+    for run in runs:
+        with (run / "progress.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        figures.append([{k: v for k, v in row.items() if k[:5] != "time/"} for row in rows])
+    assert figures[0] == figures[1] and len(figures[0]) == 4
 
 
 @pytest.mark.slow
@@ -443,7 +488,7 @@ def test_torchrun(tmp_path: Path) -> None:
         assert "destroy_process_group" not in done.stderr
         return done.stdout
 
-    out = torchrun("TextGen-v0", *QUICK.split(), "--device", "cpu", "--checkpoint-freq", "256")
+    out = torchrun("TextGen-v0", *QUICK.split(), "--checkpoint-freq", "256")
     assert out.count("Run folder: ") == 1
     (folder,) = (tmp_path / "runs" / "TextGen-v0").iterdir()
     names = {path.name for path in folder.iterdir()}
