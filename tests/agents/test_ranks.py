@@ -27,6 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from agents import PPO, CheckpointCallback, evaluate_split, ranks, warm_start
+from agents.buffers import Sequence
 from agents.cli import main
 from agents.shaping import score_kl, whiten_rewards
 from tests.agents.test_imitation import Spell
@@ -79,7 +80,8 @@ def launch(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
 
 
 def as_rank(rank: int, port: int, file: Path, function: Callable[..., Any], args: Any) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
+    names: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank}
+    names |= {"WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     os.environ.update({name: str(value) for name, value in names.items()})
     th.set_num_threads(1)
@@ -125,7 +127,7 @@ def keep_half(model: Any, rank: int) -> None:
         sequence.env -= own.start
 
 
-def minibatch_of(sequence: Any) -> int:
+def minibatch_of(sequence: Sequence) -> int:
     """Divide sequences so that the second rank has nothing in the third minibatch."""
     slot = sequence.env + ranks.rank() * NUM_ENVS // 2
     return {0: 0, 1: 1 + (sequence.segments[0].start > 0), 2: 0, 3: 1}[slot]
@@ -272,10 +274,10 @@ def test_main_rank_logs_for_all(pair: Any) -> None:
     assert (folder / "1" / "progress.csv").read_text() == ""
 
 
-def ended() -> dict[str, Any]:
+def ended() -> dict[Any, Any]:
     """End training in ways that only one rank knows of."""
     late = ranks.rank() == 1
-    outcomes: dict[str, Any] = {}
+    outcomes: dict[Any, Any] = {}
     for name, event in EVENTS.items():
         model = make_agent()
         try:
@@ -287,7 +289,7 @@ def ended() -> dict[str, Any]:
         outcomes[name, "weights"] = weights(model.policy)
     with pytest.raises(ValueError, match=r"rank 1 has .*'n_epochs': 3"):
         make_agent(n_epochs=2 + late).learn(ITERATION)
-    with pytest.raises(ValueError, match="expected one process for 'MlpPolicy', but 2"):
+    with pytest.raises(ValueError, match="expected one process for 'MlpPolicy', but "):
         PPO("MlpPolicy", "CartPole-v1")
     with pytest.raises(KeyboardInterrupt):  # outside of `learn` it is what it always is
         os.kill(os.getpid(), signal.SIGINT)
