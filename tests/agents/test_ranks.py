@@ -436,7 +436,43 @@ def test_one_process_makes_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 # The command line under torchrun.
 
 QUICK = "--num-envs 4 --n-steps 16 --batch-size 32 --timesteps 512 --warm-start 0 --eval-examples 4"
-QUICK += " --max-new-tokens 8 --device cpu"
+QUICK += " --max-new-tokens 8 --device cpu --no-progress --checkpoint-freq 128 --kl-target 3"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run folder and what torchrun did to make it."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+    torchrun += ["--master-port", str(free_port()), "-m", "agents.cli"]
+    place = tmp_path_factory.mktemp("torchrun")
+    done = subprocess.run(
+        [*torchrun, "train", "TextGen-v0", *QUICK.split()],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (place / "runs" / "TextGen-v0").iterdir()
+    return folder, done
+
+
+def log(folder: Path) -> list[dict[str, str]]:
+    with (folder / "progress.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_torchrun_leaves_one_run_folder(run: tuple[Path, Any]) -> None:
+    folder, done = run
+    assert done.stdout.count("Run folder: ") == 1
+    assert "destroy_process_group" not in done.stderr
+    names = {path.name for path in folder.iterdir()}
+    assert {"agent.zip", "model", "summary.json", "learning_curve.png"} <= names
+    assert "checkpoint.zip" not in names and not [name for name in names if name[0] == "."]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["timesteps"], summary["processes"]) == (512, RANKS)
+    assert [row["time/total_timesteps"] for row in log(folder)] == ["128", "256", "384", "512"]
 
 
 def command_line(stop_after: int, *arguments: str) -> int | str | None:
@@ -456,48 +492,18 @@ def command_line(stop_after: int, *arguments: str) -> int | str | None:
     return None
 
 
-def test_resumed_run_is_the_whole_one(tmp_path: Path) -> None:
-    options = ["train", "TextGen-v0", *QUICK.split(), "--no-progress"]
-    options += ["--checkpoint-freq", "128", "--kl-target", "3", "--run-dir"]
-    runs = [tmp_path / name for name in ("whole", "resumed")]
-    assert launch(command_line, tmp_path, 0, *options, str(runs[0])) == [None, None]
-    assert launch(command_line, tmp_path, 0, *options, str(runs[0])) == [2, 2]  # It is not empty.
-    assert launch(command_line, tmp_path, 3, *options, str(runs[1])) == ["stopped", "stopped"]
-    assert (runs[1] / "checkpoint.zip").is_file() and not (runs[1] / "agent.zip").exists()
-    resume = ["train", "--resume", str(runs[1])]
-    assert launch(command_line, tmp_path, 0, *resume) == [None, None]
-    for name in ("model/model.safetensors", "samples_after.jsonl"):
-        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
-    figures = []
-    for run in runs:
-        with (run / "progress.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        figures.append([{k: v for k, v in row.items() if k[:5] != "time/"} for row in rows])
-    assert figures[0] == figures[1] and len(figures[0]) == 4
-
-
 @pytest.mark.slow
-def test_torchrun(tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
-    run += ["--master-port", str(free_port()), "-m", "agents.cli", "train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-    def torchrun(*arguments: str) -> str:
-        done = subprocess.run(
-            [*run, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert "destroy_process_group" not in done.stderr
-        return done.stdout
-
-    out = torchrun("TextGen-v0", *QUICK.split(), "--checkpoint-freq", "256")
-    assert out.count("Run folder: ") == 1
-    (folder,) = (tmp_path / "runs" / "TextGen-v0").iterdir()
-    names = {path.name for path in folder.iterdir()}
-    assert {"agent.zip", "model", "summary.json", "learning_curve.png"} <= names
-    assert "checkpoint.zip" not in names and not [name for name in names if name[0] == "."]
-    summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["timesteps"], summary["processes"]) == (512, RANKS)
-    with (folder / "progress.csv").open(newline="") as file:
-        steps = [int(row["time/total_timesteps"]) for row in csv.DictReader(file)]
-    assert steps == [128, 256, 384, 512]
+def test_resumed_run_is_the_whole_one(run: tuple[Path, Any], tmp_path: Path) -> None:
+    whole, resumed = run[0], tmp_path / "run"
+    train = ["train", "TextGen-v0", *QUICK.split(), "--run-dir"]
+    assert launch(command_line, tmp_path, 0, *train, str(whole)) == [2, 2]  # It is not empty.
+    assert launch(command_line, tmp_path, 3, *train, str(resumed)) == ["stopped", "stopped"]
+    assert (resumed / "checkpoint.zip").is_file() and not (resumed / "agent.zip").exists()
+    assert launch(command_line, tmp_path, 0, "train", "--resume", str(resumed)) == [None, None]
+    for name in ("model/model.safetensors", "samples_after.jsonl"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+    figures = [
+        [{k: v for k, v in row.items() if k[:5] != "time/"} for row in log(folder)]
+        for folder in (whole, resumed)
+    ]
+    assert figures[0] == figures[1] and len(figures[0]) == 4
