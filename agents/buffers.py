@@ -13,6 +13,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
+from agents import ranks
+
 Tokens = npt.NDArray[np.int32]
 
 
@@ -140,7 +142,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Leave out the sequences of episodes that the end of the rollout has cut.
 
         Raises:
-            ValueError: If none is left.
+            ValueError: If none is left on any rank.
         """
         assert self.full and self.last_dones is not None, "The rollout is not complete."
         finished = [
@@ -148,7 +150,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             for sequence in self.sequences
             if sequence.segments[-1].stop < self.buffer_size or self.last_dones[sequence.env]
         ]
-        if not finished:
+        if not any(ranks.join([len(finished)])):
             raise ValueError(
                 f"No episode ended within the rollout's {self.buffer_size} steps, so "
                 "whole_episodes=True leaves nothing to learn from: raise n_steps."
@@ -164,20 +166,29 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """
         yield from map(self.samples, self.minibatches(batch_size))
 
-    def minibatches(self, batch_size: int | None) -> list[list[Sequence]]:
-        """Split the sequences, in random order, into groups of about `batch_size` actions."""
+    def minibatches(
+        self, batch_size: int | None, groups: int | None = None
+    ) -> list[list[Sequence]]:
+        """Split the sequences, in random order, into groups; see `batches`."""
         order = np.random.permutation(len(self.sequences))
-        return self.batches(batch_size, [self.sequences[i] for i in order])
+        return self.batches(batch_size, [self.sequences[i] for i in order], groups)
 
     def batches(
-        self, batch_size: int | None, sequences: list[Sequence] | None = None
+        self,
+        batch_size: int | None,
+        sequences: list[Sequence] | None = None,
+        groups: int | None = None,
     ) -> list[list[Sequence]]:
-        """Split sequences (None: all) into consecutive groups of about `batch_size` actions."""
+        """Split sequences (None: all) into consecutive groups of about `batch_size` actions.
+
+        With `groups` it is so many groups, or fewer if there are too few sequences.
+        """
         assert self.full, "The buffer is not full yet."
         if sequences is None:
             sequences = self.sequences
         actions = np.array([self._count(sequence) for sequence in sequences])
-        groups = 1 if batch_size is None else max(1, round(int(actions.sum()) / batch_size))
+        if groups is None:
+            groups = 1 if batch_size is None else max(1, round(int(actions.sum()) / batch_size))
         middle = np.cumsum(actions) - actions / 2
         group = (middle * groups / actions.sum()).astype(int)
         split = [
@@ -191,7 +202,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Sequences of like length come together, so that little is padded.
         """
         if size is None:
-            return [sequences]
+            return [sequences] if sequences else []
         parts: list[list[Sequence]] = []
         actions = 0
         for sequence in sorted(sequences, key=lambda s: s.length):
@@ -291,6 +302,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
             for piece in (segment.context, self.actions[segment.start : segment.stop, sequence.env])
         ]
         return np.concatenate(pieces)
+
+    def num_actions(self) -> int:
+        """Return how many actions the sequences have together."""
+        return sum(map(self._count, self.sequences))
 
     @staticmethod
     def _count(sequence: Sequence) -> int:

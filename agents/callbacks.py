@@ -7,6 +7,7 @@ from typing import Any
 
 from stable_baselines3.common import callbacks
 
+from agents import ranks
 from agents.files import atomic_path
 
 
@@ -15,7 +16,8 @@ class CheckpointCallback(callbacks.CheckpointCallback):
 
     It saves between rollouts, before the first rollout that starts `save_freq` steps or more after
     the last checkpoint, and when training ends. A checkpoint is written beside its place and then
-    moved there, so that a process killed at any moment leaves whole ones only.
+    moved there, so that a process killed at any moment leaves whole ones only. With several ranks
+    the main one writes.
 
     Args:
         save_freq: How many steps to let pass, in calls of `env.step()` as in SB3.
@@ -58,6 +60,10 @@ class CheckpointCallback(callbacks.CheckpointCallback):
         kind = f"_{checkpoint_type.rstrip('_')}" if checkpoint_type else ""
         return str(Path(self.save_path) / f"{self.name_prefix}{kind}.{extension}")
 
+    def _init_callback(self) -> None:
+        if ranks.is_main():  # It makes the folder.
+            super()._init_callback()
+
     def _on_step(self) -> bool:
         return True
 
@@ -71,7 +77,10 @@ class CheckpointCallback(callbacks.CheckpointCallback):
 
     def _save(self) -> None:
         self._saved_at = self.n_calls
+        if not ranks.is_main():
+            return
         model: Any = self.model
+        self.num_timesteps = model.num_timesteps  # At the last step it was without other ranks'.
         normalizer = model.get_vec_normalize_env()
         # The agent comes last: where it is, the rest is complete.
         if self.save_replay_buffer and getattr(model, "replay_buffer", None) is not None:
@@ -86,3 +95,11 @@ class CheckpointCallback(callbacks.CheckpointCallback):
             save(str(temporary))
         if self.verbose >= 2:
             self.logger.info(f"Saved checkpoint {path}")
+
+
+class ProgressBar(callbacks.ProgressBarCallback):
+    """SB3's progress bar, over the steps of all ranks; the main one's is shown."""
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.training_env.num_envs * ranks.count())
+        return True

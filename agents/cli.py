@@ -19,9 +19,11 @@ from agents.options import Evaluate, List, Train, check_resumed, make_plan, read
 
 def train(options: Train, console: Console) -> None:
     """Run `textenvs train`."""
-    from agents import runs
+    from agents import ranks, runs
 
     quieten_hugging_face()
+    if not ranks.is_main():
+        console = Console(quiet=True)
 
     plan = make_plan(options)
     if options.resume is not None:
@@ -31,10 +33,14 @@ def train(options: Train, console: Console) -> None:
             return
     else:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder, run = options.run_dir or Path("runs") / plan.env_id / stamp, runs.train
+        own = options.run_dir or Path("runs") / plan.env_id / stamp
+        folder, run = ranks.join([own])[0], runs.train  # the main rank's
     config = asdict(options)
     del config["resume"]
-    summary = run(plan, folder, config, console.print, options.progress)
+    progress = options.progress and ranks.is_main()
+    summary = run(plan, folder, config, console.print, progress)
+    if not summary:
+        return
     console.print(transcripts_table(*summary["samples"], count=5))
     table = Table(title=f"{plan.env_id}: {summary['timesteps']:,} tokens")
     for name in ("", "before", "after"):

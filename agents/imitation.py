@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from agents import ranks
 from agents.files import atomic_path
 from agents.generators import preserved_generators
 from agents.policies import TransformerPolicy
@@ -98,7 +99,8 @@ def warm_start(
     """Fit a model to its task's demonstrations, in place, by `transformers.Trainer`.
 
     The result is kept in the user's cache folder and taken from there when model, data and
-    settings are the same. No global random generator is changed.
+    settings are the same. No global random generator is changed. With several ranks, each has to
+    call it: the main one fits, and the others get its weights.
 
     Args:
         model: An `agents.PPO` (or another SB3 algorithm) with a `TransformerPolicy` and a text
@@ -123,6 +125,28 @@ def warm_start(
         return
     if learning_rate is None:
         learning_rate = 5e-5 if policy.pretrained else 1e-3
+    if ranks.is_main():
+        with ranks.alone():
+            _fit_or_read(model, passes, learning_rate, batch_size, progress, cache, seed)
+    if policy.backbone.adapter is not None:
+        policy.backbone.adapter.fold()
+    policy.copy_actor_to_critic()
+    ranks.share(policy)
+    policy.set_training_mode(False)
+    policy.forget()
+
+
+def _fit_or_read(
+    model: Any,
+    passes: int,
+    learning_rate: float,
+    batch_size: int,
+    progress: bool,
+    cache: bool | Path,
+    seed: int,
+) -> None:
+    """Give a model's actor the weights that `warm_start` describes, but for folding an adapter."""
+    policy = model.policy
     data = demonstrations(engine_of(model.env), passes, seed)
     adapter = policy.backbone.adapter
     settings = {
@@ -145,11 +169,6 @@ def warm_start(
         if file is not None:
             with atomic_path(file) as temporary:
                 th.save(network.state_dict(), temporary)
-    if adapter is not None:
-        adapter.fold()
-    policy.copy_actor_to_critic()
-    policy.set_training_mode(False)
-    policy.forget()
 
 
 def default_cache() -> Path:
@@ -166,26 +185,24 @@ def _fit(
     device: th.device,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            model=network,
-            args=TrainingArguments(
-                output_dir=folder,
-                num_train_epochs=1,
-                per_device_train_batch_size=settings["batch_size"],
-                learning_rate=settings["learning_rate"],
-                lr_scheduler_type="linear",
-                warmup_steps=settings["warmup_steps"],
-                seed=settings["seed"],
-                use_cpu=device.type == "cpu",
-                use_cache=bool(network.config.use_cache),  # or it is off in the model for good
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                dataloader_pin_memory=False,
-            ),
-            train_dataset=data,
-            data_collator=_collate,
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=1,
+            per_device_train_batch_size=settings["batch_size"],
+            learning_rate=settings["learning_rate"],
+            lr_scheduler_type="linear",
+            warmup_steps=settings["warmup_steps"],
+            seed=settings["seed"],
+            use_cpu=device.type == "cpu",
+            use_cache=bool(network.config.use_cache),  # or it is off in the model for good
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            dataloader_pin_memory=False,
         )
+        # Or it takes every GPU that it sees, with a batch for each.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        trainer = Trainer(model=network, args=arguments, train_dataset=data, data_collator=_collate)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if progress:

@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from agents import ranks
 from agents.backbones import CausalBackbone, ModelSpec
 from agents.files import atomic_path
 from agents.kv_cache import join_tokens
@@ -271,7 +272,8 @@ class TransformerPolicy(ActorCriticPolicy):
     ) -> None:
         """Write an ordinary Hugging Face folder: model, tokenizer, and the value head beside it.
 
-        A LoRA adapter is added to the weights; a critic's own model is in a folder inside.
+        A LoRA adapter is added to the weights; a critic's own model is in a folder inside. With
+        several ranks the main one writes.
 
         Args:
             directory: Where to; `AutoModelForCausalLM.from_pretrained` reads it.
@@ -282,6 +284,8 @@ class TransformerPolicy(ActorCriticPolicy):
         """
         from safetensors.torch import save_file
 
+        if not ranks.is_main():
+            return
         directory = Path(directory)
         if not (directory / VALUE_HEAD_FILE).exists() and (
             directory.is_file() or (directory.is_dir() and any(directory.iterdir()))

@@ -7,6 +7,7 @@ import inspect
 import io
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy.typing as npt
 import stable_baselines3
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -26,11 +28,13 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_normalize
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from agents import ranks
 from agents.backbones import CausalBackbone
 from agents.buffers import SequenceRolloutBuffer
+from agents.callbacks import ProgressBar
 from agents.kl import KLEstimator, KLPlace, check_kl_arguments
 from agents.policies import TransformerPolicy
-from agents.resume import ResumePoint, go_on, is_in_step, resume_point
+from agents.resume import ResumePoint, go_on, is_in_step, own_point, resume_point
 from agents.shaping import CutOff, bootstrap, score_kl, whiten_rewards
 from agents.statistics import EpisodeSums, TurnStatistics, peak_memory
 from agents.update import update
@@ -56,6 +60,12 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "vf_coef": 0.5,
 }
 
+# What is not worth saving.
+PASSING = ("cut_off", "awaits_update", "rank_points")
+
+# What several ranks must agree on, or one would wait for what the others never do.
+ALIKE = ("num_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "kl_coef", "target_kl")
+
 # The advantages of one token alone cannot be whitened.
 LEAST = {"n_steps": 1, "batch_size": 2, "n_epochs": 1, "micro_batch_size": 1}
 
@@ -66,6 +76,10 @@ class PPO(stable_baselines3.PPO):
     With `"TransformerPolicy"`, rollouts are stored as sequences and updates run one forward for
     each of them. With any other policy it is SB3's PPO. Arguments left at None take SB3's default
     for SB3's policies, and for `TransformerPolicy` those of `TEXT_DEFAULTS`.
+
+    Launched as several processes (`torchrun`, `accelerate launch`), all of them train one agent:
+    `n_steps`, `batch_size`, `micro_batch_size` and the environments are those of each process, and
+    time steps are counted over all.
 
     Args:
         policy: "TransformerPolicy", SB3's names, or a policy class.
@@ -171,6 +185,11 @@ class PPO(stable_baselines3.PPO):
             "vf_coef": vf_coef,
             "max_grad_norm": max_grad_norm,
         }
+        if not text and ranks.count() > 1:
+            raise ValueError(
+                "Several processes train the policy 'TransformerPolicy' together, and no other: "
+                f"expected one process for {policy!r}, but {ranks.count()} were launched."
+            )
         if not text and (kl_coef or ref_model):
             raise ValueError("kl_coef and ref_model need the policy 'TransformerPolicy'.")
         if not text and (whiten_rewards or whole_episodes or micro_batch_size is not None):
@@ -193,7 +212,9 @@ class PPO(stable_baselines3.PPO):
         self.ref_config: PretrainedConfig | None = None
         # Whether the first weights were somebody's work; known once there is a policy.
         self.pretrained: bool | None = None
-        self.resume_point: ResumePoint | None = None
+        # With several ranks there is one for each.
+        self.resume_point: ResumePoint | list[ResumePoint | None] | None = None
+        self.rank_points: list[ResumePoint | None] | None = None
         self.awaits_update = False
         chosen: Any = {name: defaults[name] if v is None else v for name, v in given.items()}
         if text:
@@ -217,7 +238,7 @@ class PPO(stable_baselines3.PPO):
                 stats_window_size=stats_window_size,
                 tensorboard_log=tensorboard_log,
                 policy_kwargs=policy_kwargs,
-                verbose=verbose,
+                verbose=verbose if ranks.is_main() else 0,
                 seed=seed,
                 device=device,
                 _init_setup_model=_init_setup_model,
@@ -243,6 +264,8 @@ class PPO(stable_baselines3.PPO):
                 self.rollout_buffer_class = SequenceRolloutBuffer
         loaded = self.resume_point
         super()._setup_model()
+        if ranks.count() > 1:  # The first weights are the same everywhere, and nothing else is.
+            self._seed_rank(self.seed)
         self.resume_point = loaded  # SB3 seeds while it loads, too.
         if isinstance(self.policy, TransformerPolicy):
             # A saved agent must not depend on the path that its first weights came from.
@@ -284,7 +307,7 @@ class PPO(stable_baselines3.PPO):
         SB3 reckons from where it ended, so a rate that falls to 0 would waste the last update.
         """
         if self.is_text:
-            num_timesteps -= self.n_steps * self.n_envs
+            num_timesteps -= self.n_steps * self.n_envs * ranks.count()
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
 
     def _setup_learn(
@@ -295,10 +318,12 @@ class PPO(stable_baselines3.PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        point = None if reset_num_timesteps else self.resume_point
+        point = None if reset_num_timesteps else own_point(self.resume_point)
         if self.is_text:
             if self.env is None:
                 raise ValueError("There is no environment to learn in: call set_env first.")
+            if ranks.count() > 1:
+                self._come_together(total_timesteps)
             if self.kl_coef > 0 and self.reference is None:
                 self.set_reference()
             if reset_num_timesteps:
@@ -311,7 +336,42 @@ class PPO(stable_baselines3.PPO):
         self.resume_point = None
         if point is not None:
             go_on(self, point)
+        self._gather_points()
         return setup
+
+    def _gather_points(self) -> None:
+        """Let every rank know where all of them stand: one that saves asks no other."""
+        if ranks.count() > 1:
+            self.rank_points = ranks.join([resume_point(self)])
+
+    def _come_together(self, total_timesteps: int) -> None:
+        """Give every rank the main one's weights, and let that one alone write logs.
+
+        Raises:
+            ValueError: If the ranks are about to do different things.
+        """
+        own = {"total_timesteps": total_timesteps, **{name: getattr(self, name) for name in ALIKE}}
+        for rank, other in enumerate(ranks.join([own])):
+            if other != own:
+                raise ValueError(
+                    f"All ranks must do the same, but rank {ranks.rank()} has {own}, and rank "
+                    f"{rank} has {other}: give them the same arguments."
+                )
+        ranks.share(self.policy, *([] if self.reference is None else [self.reference]))
+        self._text_policy().forget()
+        if not ranks.is_main():
+            self.set_logger(Logger(None, []))
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if not progress_bar or ranks.count() == 1:
+            return super()._init_callback(callback, progress_bar)
+        bars: list[BaseCallback] = [ProgressBar()] if ranks.is_main() else []
+        together = CallbackList([super()._init_callback(callback), *bars])
+        together.init_callback(self)
+        return together
+
+    # Ctrl-C ends all ranks at the same place.
+    learn = ranks.interrupted_together()(stable_baselines3.PPO.learn)
 
     @classmethod
     def load(
@@ -349,10 +409,25 @@ class PPO(stable_baselines3.PPO):
         return model
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed every generator, as in SB3; a loaded agent then goes on with a new episode."""
+        """Seed every generator, as in SB3; a loaded agent then goes on with a new episode.
+
+        Several ranks sample with `seed` + rank, and no two of their environments share a seed.
+        """
         super().set_random_seed(seed)
         if seed is not None:
             self.resume_point = None
+            if hasattr(self, "policy") and ranks.count() > 1:
+                self._seed_rank(seed)
+
+    def _seed_rank(self, seed: int | None) -> None:
+        """Let this rank draw other random numbers than the other ones."""
+        rank = ranks.rank()
+        if seed is None:  # The script itself may have seeded torch.
+            th.manual_seed((th.initial_seed() + rank) % 2**63)
+            return
+        super().set_random_seed(seed + rank)
+        if self.env is not None:
+            self.env.seed(seed + rank * self.n_envs)
 
     def save(
         self,
@@ -366,11 +441,16 @@ class PPO(stable_baselines3.PPO):
         `learn(..., reset_num_timesteps=False)` goes on as if it had never ended: in the middle of
         the episodes and with the same random numbers. That is exact for what is saved between
         rollouts, by `agents.CheckpointCallback` or after `learn`; what is saved during one starts
-        with new episodes, as in SB3.
+        with new episodes, as in SB3. Of several ranks the main one writes, unless `path` is an
+        open file.
         """
+        if not ranks.is_main() and not isinstance(path, io.BufferedIOBase):
+            return
         loaded = self.resume_point  # and not yet gone on from
         if self.is_text and loaded is None:
             self.resume_point = resume_point(self)
+            if self.resume_point is not None and ranks.count() > 1:
+                self.resume_point = self.rank_points
         try:
             super().save(path, exclude, include)
         finally:
@@ -378,7 +458,7 @@ class PPO(stable_baselines3.PPO):
 
     def _excluded_save_params(self) -> list[str]:
         text_only = ["resume_point"] * (not self.is_text)
-        return [*super()._excluded_save_params(), "cut_off", "awaits_update", *text_only]
+        return [*super()._excluded_save_params(), *PASSING, *text_only]
 
     def set_reference(self) -> None:
         """Make `ref_model`, or else the present policy, the reference of the KL penalty.
@@ -413,9 +493,13 @@ class PPO(stable_baselines3.PPO):
         started = time.perf_counter()
         self.cut_off.clear()
         self.awaits_update = True
+        before = self.num_timesteps
+        collect = super().collect_rollouts
         with self._observing_on_host():
-            if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
-                return False
+            goes_on = ranks.agree(lambda: collect(env, callback, rollout_buffer, n_rollout_steps))
+        self.num_timesteps = before + sum(ranks.join([self.num_timesteps - before]))
+        if not goes_on:
+            return False
         buffer = cast("SequenceRolloutBuffer", rollout_buffer)
         if self.kl_coef > 0:
             score_kl(self, buffer)
@@ -468,19 +552,25 @@ class PPO(stable_baselines3.PPO):
         peak = peak_memory(self.device)
         if peak is not None:
             self.logger.record("time/peak_memory_mib", peak)
+        self._gather_points()
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log."""
         if self.is_text:
             self.turn_statistics.record(self.logger)
+        own = self.ep_info_buffer, self.ep_success_buffer
+        if ranks.count() > 1:
+            self.ep_info_buffer, self.ep_success_buffer = (
+                deque(ranks.join(list(episodes or ()))) for episodes in own
+            )
         super().dump_logs(iteration)
+        self.ep_info_buffer, self.ep_success_buffer = own
 
     def _record_speed(self, what: str, started: float) -> None:
-        """Log the rollout's tokens by the second that something took."""
+        """Log the rollout's tokens, of all ranks, by the second that something took."""
         seconds = time.perf_counter() - started
-        self.logger.record(
-            f"time/{what}_tokens_per_second", self.n_steps * self.n_envs / max(seconds, 1e-9)
-        )
+        tokens = self.n_steps * self.n_envs * ranks.count()
+        self.logger.record(f"time/{what}_tokens_per_second", tokens / max(seconds, 1e-9))
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Set the environment; a Gymnasium vector environment is welcome, too."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents import ranks
 from agents.env_state import get_env_state, set_env_state, shows
 from agents.generators import get_generators, set_generators
 from textenvs.state import generator_state
@@ -25,7 +26,8 @@ class ResumePoint:
         generators: See `get_generators`.
         action_generator: The state of the action space's own generator, if it was used.
         environment: See `get_env_state`. None: the environments start with a reset.
-        last: The attributes in which SB3 keeps the last step's observations and ends.
+        last: The attributes in which SB3 keeps the last step's observations and ends, and with
+            several ranks those of `PER_RANK`.
         logged: The logger's attributes about what was recorded since the log's last row.
     """
 
@@ -37,6 +39,8 @@ class ResumePoint:
 
 
 LAST = ("_last_obs", "_last_episode_starts")
+# What is saved with an agent, but differs from rank to rank.
+PER_RANK = ("ep_info_buffer", "ep_success_buffer", "turn_statistics", "episode_kl")
 LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
 
 
@@ -52,13 +56,30 @@ def resume_point(agent: BaseAlgorithm) -> ResumePoint | None:
     environment = get_env_state(agent.env)
     if environment is not None and not shows(environment, agent._last_obs):
         return None
+    last = LAST if ranks.count() == 1 else (*LAST, *PER_RANK)
     return ResumePoint(
         get_generators(),
         generator_state(agent.action_space._np_random),
         environment,
-        {name: deepcopy(getattr(agent, name)) for name in LAST},
+        {name: deepcopy(getattr(agent, name)) for name in last},
         _logged(agent),
     )
+
+
+def own_point(points: ResumePoint | Sequence[ResumePoint | None] | None) -> ResumePoint | None:
+    """Return this rank's point of what an agent was saved with: one, or one for each rank.
+
+    With another number of ranks there is none, with a warning.
+    """
+    of_ranks = points if isinstance(points, Sequence) else [points]
+    if points is not None and len(of_ranks) != ranks.count():
+        warnings.warn(
+            f"Training goes on with new episodes, not where it was saved: {len(of_ranks)} "
+            f"processes saved it, and {ranks.count()} go on.",
+            stacklevel=4,
+        )
+        return None
+    return of_ranks[ranks.rank()] if points is not None else None
 
 
 def is_in_step(agent: BaseAlgorithm) -> bool:

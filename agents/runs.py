@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.logger import configure
 
+from agents import ranks
 from agents.callbacks import CheckpointCallback
 from agents.evaluation import evaluate_split, summarize
 from agents.files import atomic_path, remove_leftovers, write_text
@@ -92,18 +93,19 @@ def train(
     An interrupt (Ctrl-C) ends the training early and is otherwise harmless: everything is
     written as at the regular end, and the summary says `interrupted`.
 
+    With several ranks the main one evaluates, writes and returns the summary.
+
     Args:
         plan: What to do.
         folder: The run's folder; it must be new or empty.
         config: The user's own settings, kept for the record.
         say: Called with lines for the user.
         progress: Whether to show progress bars.
+
+    Returns:
+        On other ranks than the main one, an empty one.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"The run folder {folder} is a file or not empty: choose another, or go on with a run "
-            "by --resume."
-        )
+    ranks.agree(lambda: _is_free(folder))
     return _from_the_start(plan, folder, config, say, progress)
 
 
@@ -121,17 +123,22 @@ def resume(
         config: The run's.
         say: Called with lines for the user.
         progress: Whether to show progress bars.
+
+    Returns:
+        On other ranks than the main one, an empty one.
     """
-    remove_leftovers(folder)
+    if ranks.is_main():
+        remove_leftovers(folder)
     if not (folder / CHECKPOINT).is_file():
         say("There is no checkpoint yet: the run starts again from its beginning.")
-        for log in folder.glob("events.out.tfevents.*"):
-            log.unlink()
+        if ranks.is_main():
+            for log in folder.glob("events.out.tfevents.*"):
+                log.unlink()
         return _from_the_start(plan, folder, config, say, progress)
     envs, held_out = make_environments(plan)
     model = PPO.load(folder / CHECKPOINT, env=envs, device=plan.ppo_kwargs["device"])
     say(f"Going on from the checkpoint at {model.num_timesteps:,} tokens.")
-    seconds = continue_log(model, folder)
+    seconds = continue_log(model, folder) if ranks.is_main() else 0.0
     return _to_the_end(plan, folder, model, held_out, say, progress, seconds)
 
 
@@ -141,21 +148,37 @@ def is_finished(folder: Path) -> bool:
     return summary.is_file() and not read_json(summary)["interrupted"]
 
 
+def _is_free(folder: Path) -> bool:
+    """Return True.
+
+    Raises:
+        ValueError: If the folder holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"The run folder {folder} is a file or not empty: choose another, or go on with a run "
+            "by --resume."
+        )
+    return True
+
+
 def _from_the_start(
     plan: Plan, folder: Path, config: dict[str, Any], say: Say, progress: bool
 ) -> dict[str, Any]:
     envs, held_out = make_environments(plan)
     model = PPO("TransformerPolicy", envs, seed=plan.seed, **plan.ppo_kwargs)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, {**config, "resolved": _resolved(envs)})
+    if ranks.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, {**config, "resolved": _resolved(envs)})
     if plan.warm_start_kwargs["passes"]:
         say("Warm start: imitating the task's demonstrations ...")
     warm_start(model, progress=progress, seed=plan.seed, **plan.warm_start_kwargs)
-    say(f"Playing up to {plan.eval_examples} held-out examples ...")
-    before = evaluate_split(model, held_out, plan.eval_examples)
-    write_jsonl(folder / BEFORE, before.records())
-    say(f"Mean held-out reward before: {show(before.summary(), plan.own_reward)}")
-    model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+    if ranks.is_main():  # The others wait for it in `learn`.
+        say(f"Playing up to {plan.eval_examples} held-out examples ...")
+        before = evaluate_split(model, held_out, plan.eval_examples)
+        write_jsonl(folder / BEFORE, before.records())
+        say(f"Mean held-out reward before: {show(before.summary(), plan.own_reward)}")
+        model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     return _to_the_end(plan, folder, model, held_out, say, progress)
 
 
@@ -172,7 +195,7 @@ def _to_the_end(
     say(f"Training on {plan.timesteps:,} tokens ...")
     checkpoints = None
     if plan.checkpoint_freq:
-        save_freq = math.ceil(plan.checkpoint_freq / plan.num_envs)
+        save_freq = math.ceil(plan.checkpoint_freq / (plan.num_envs * ranks.count()))
         name = Path(CHECKPOINT).stem
         checkpoints = CheckpointCallback(save_freq, str(folder), name, replace=True)
     interrupted, started = False, time.perf_counter()
@@ -186,6 +209,8 @@ def _to_the_end(
     except KeyboardInterrupt:
         interrupted = True
         say("Interrupted: writing what has been learned so far ...")
+    if not ranks.is_main():
+        return {}
     seconds = earlier_seconds + time.perf_counter() - started
     with atomic_path(folder / AGENT) as temporary:
         model.save(temporary)
@@ -214,6 +239,7 @@ def _to_the_end(
         "seed": plan.seed,
         "timesteps": model.num_timesteps,
         "interrupted": interrupted,
+        "processes": ranks.count(),
         "device": str(model.device),
         "before": before,
         "after": after,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 
+from agents import ranks
 from agents.backbones import CausalBackbone
 from agents.buffers import SequenceRolloutBuffer
 from agents.kl import adapt_kl_coef, estimate_kl
@@ -47,12 +48,12 @@ def score_kl(agent: PPO, buffer: SequenceRolloutBuffer) -> None:
     kl = estimate_kl(log_probs, ref_log_probs, agent.kl_estimator).numpy()
     if agent.kl_in == "reward":
         buffer.rewards -= agent.kl_coef * kl
-    agent.logger.record("kl/per_token", float(kl.mean()))
+    agent.logger.record("kl/per_token", float(np.concatenate(ranks.join([kl])).mean()))
     agent.logger.record("kl/coef", agent.kl_coef)
     if agent.episode_kl is None or agent.episode_kl.num_envs != buffer.n_envs:
         agent.episode_kl = EpisodeSums(buffer.n_envs)
     assert buffer.last_dones is not None, "The rollout is not complete."
-    finished = agent.episode_kl.add(kl, buffer.episode_starts, buffer.last_dones)
+    finished = ranks.join(agent.episode_kl.add(kl, buffer.episode_starts, buffer.last_dones))
     if finished:
         mean = float(np.mean(finished))
         agent.logger.record("kl/per_episode", mean)
@@ -75,8 +76,8 @@ def reference_model(agent: PPO) -> Iterator[CausalBackbone]:
 
 def whiten_rewards(buffer: SequenceRolloutBuffer) -> None:
     """Give the rewards a standard deviation of 1, and leave them their mean."""
-    mean = buffer.rewards.mean(dtype=np.float64)
-    std = buffer.rewards.std(dtype=np.float64)
+    rewards = np.concatenate(ranks.join([buffer.rewards]))
+    mean, std = rewards.mean(dtype=np.float64), rewards.std(dtype=np.float64)
     whitened = (buffer.rewards - mean) / (std + 1e-8) + mean
     buffer.rewards = whitened.astype(np.float32)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.logger import Logger
 
+from agents import ranks
 from textenvs.task import Transcript
 
 
@@ -38,12 +39,16 @@ class TurnStatistics:
             self._terms.setdefault(name, deque(maxlen=self._window)).append(float(value))
 
     def record(self, logger: Logger) -> None:
-        """Log the means, by turn."""
-        if self._lengths:
-            logger.record("rollout/response_length", float(np.mean(self._lengths)))
-            logger.record("rollout/eos_rate", float(np.mean(self._stopped)))
-        for name, values in self._terms.items():
-            logger.record(f"reward/{name}", float(np.mean(values)))
+        """Log the means, by turn, over those of all ranks."""
+        figures: dict[str, list[float]] = defaultdict(list)
+        for statistics in ranks.join([self]):
+            figures["rollout/response_length"] += statistics._lengths
+            figures["rollout/eos_rate"] += statistics._stopped
+            for name, values in statistics._terms.items():
+                figures[f"reward/{name}"] += values
+        for name, every in figures.items():
+            if every:
+                logger.record(name, float(np.mean(every)))
 
 
 class EpisodeSums:

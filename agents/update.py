@@ -16,12 +16,25 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.utils import explained_variance
 
+from agents import ranks
 from agents.buffers import Sequence, SequenceRolloutBuffer
 from agents.kl import KLEstimator, estimate_kl
 from agents.policies import TransformerPolicy
 
 if TYPE_CHECKING:
     from agents.ppo import PPO
+
+
+# What a minibatch comes to, in means over its tokens.
+FIGURES = (
+    "policy_gradient_loss",
+    "entropy_loss",
+    "value_loss",
+    "kl_loss",
+    "approx_kl",
+    "clip_fraction",
+    "loss",
+)
 
 
 @dataclass(frozen=True)
@@ -52,18 +65,19 @@ class Objective:
         buffer: SequenceRolloutBuffer,
         parts: Sized[list[Sequence]],
     ) -> dict[str, float]:
-        """Add a minibatch's gradients to the policy's, and return its figures.
+        """Make a minibatch's gradients the policy's, which had none, and return its figures.
 
         Every mean is over the tokens of the whole minibatch, so that it makes no difference in how
-        many parts it comes.
+        many parts it comes, nor on which ranks.
         """
-        advantages = np.concatenate([buffer.advantages[buffer.index(part)] for part in parts])
+        own = [buffer.advantages[buffer.index(part)] for part in parts]
+        advantages = np.concatenate(ranks.join(own))
         mean, std = 0.0, 1.0
         if self.normalize_advantage and len(advantages) > 1:
             whole = th.from_numpy(advantages)
             mean, std = float(whole.mean()), float(whole.std()) + 1e-8
-        total: dict[str, th.Tensor] = {}
-        ratio_errors = []
+        total = {name: th.zeros((), device=policy.device) for name in FIGURES}
+        ratio_errors = [th.zeros((), device=policy.device)]
         for part in parts:
             terms, ratio_error = self._terms(policy, buffer, part, mean, std)
             ratio_errors.append(ratio_error.max())
@@ -76,10 +90,12 @@ class Objective:
             )
             loss.backward()
             for name, value in {**terms, "loss": loss}.items():
-                total[name] = total.get(name, 0.0) + value.detach()
-        total["ratio_error"] = th.stack(ratio_errors).max()
+                total[name] += value.detach()
+        sums = th.stack(list(total.values()))
+        ranks.sum_gradients(policy, sums)
         # One transfer from the device for all of them.
-        return dict(zip(total, th.stack(list(total.values())).tolist(), strict=True))
+        figures = th.cat([sums, th.stack(ratio_errors).max()[None]]).tolist()
+        return dict(zip((*total, "ratio_error"), figures, strict=True))
 
     def _terms(
         self,
@@ -139,7 +155,7 @@ def update(agent: PPO) -> None:
     stopped = False
     for _ in range(agent.n_epochs):
         epoch_kls = []
-        for sequences in buffer.minibatches(agent.batch_size):
+        for sequences in _minibatches(buffer, agent.batch_size):
             policy.optimizer.zero_grad()
             parts = buffer.micro_batches(sequences, agent.micro_batch_size)
             figures = objective.backward(policy, buffer, parts)
@@ -164,14 +180,27 @@ def update(agent: PPO) -> None:
     if log["grad_norm"]:
         agent.logger.record("train/grad_norm", np.mean(log["grad_norm"]))
     agent.logger.record("train/approx_kl", np.mean(epoch_kls))
-    agent.logger.record("train/first_ratio_error", ratio_errors[0])
+    agent.logger.record("train/first_ratio_error", max(ranks.join(ratio_errors[:1])))
     agent.logger.record("train/loss", log["loss"][-1])
-    explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+    every = zip(*ranks.join([(buffer.values.flatten(), buffer.returns.flatten())]), strict=True)
+    explained = explained_variance(*map(np.concatenate, every))
     agent.logger.record("train/explained_variance", explained)
     agent.logger.record("train/n_updates", agent._n_updates, exclude="tensorboard")
     agent.logger.record("train/clip_range", objective.clip_range)
     if objective.clip_range_vf is not None:
         agent.logger.record("train/clip_range_vf", objective.clip_range_vf)
+
+
+def _minibatches(buffer: SequenceRolloutBuffer, batch_size: int) -> list[list[Sequence]]:
+    """Return minibatches, as many on each rank, since the ranks make their steps together.
+
+    A rank that has too few sequences for that has nothing in the last ones.
+    """
+    actions = np.mean(ranks.join([buffer.num_actions()]))
+    groups = max(1, round(float(actions) / batch_size))
+    minibatches = buffer.minibatches(batch_size, groups)
+    most = max(ranks.join([len(minibatches)]))
+    return minibatches + [[] for _ in range(most - len(minibatches))]
 
 
 def _objective(agent: PPO) -> Objective:

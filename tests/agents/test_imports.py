@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 # Who may import a module of the same package: the layers of each, the lowest first.
 LAYERS = {
     "agents": [
+        {"ranks"},
         {
             "adapters",
             "buffers",
