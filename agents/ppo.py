@@ -28,6 +28,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from agents.backbones import CausalBackbone
 from agents.buffers import SequenceRolloutBuffer
 from agents.kl import KLEstimator, KLPlace, check_kl_arguments
+from agents.late_rewards import LateRewards, late_rewards
 from agents.policies import TransformerPolicy
 from agents.resume import ResumePoint, go_on, is_in_step, resume_point
 from agents.shaping import CutOff, bootstrap, score_kl, whiten_rewards
@@ -187,6 +188,7 @@ class PPO(stable_baselines3.PPO):
         self.turn_statistics = TurnStatistics(stats_window_size)
         self.episode_kl: EpisodeSums | None = None
         self.cut_off: list[CutOff] = []
+        self.late_rewards: LateRewards | None = None
         self.ref_model = ref_model
         self.reference: CausalBackbone | None = None
         self.ref_config: PretrainedConfig | None = None
@@ -377,7 +379,8 @@ class PPO(stable_baselines3.PPO):
 
     def _excluded_save_params(self) -> list[str]:
         text_only = ["resume_point"] * (not self.is_text)
-        return [*super()._excluded_save_params(), "cut_off", "awaits_update", *text_only]
+        of_a_rollout = ["cut_off", "late_rewards", "awaits_update"]
+        return [*super()._excluded_save_params(), *of_a_rollout, *text_only]
 
     def set_reference(self) -> None:
         """Make `ref_model`, or else the present policy, the reference of the KL penalty.
@@ -412,9 +415,10 @@ class PPO(stable_baselines3.PPO):
         started = time.perf_counter()
         self.cut_off.clear()
         self.awaits_update = True
-        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
-            return False
         buffer = cast("SequenceRolloutBuffer", rollout_buffer)
+        with late_rewards(self, env, buffer):
+            if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+                return False
         if self.kl_coef > 0:
             score_kl(self, buffer)
         if self.whiten_rewards:
@@ -429,13 +433,17 @@ class PPO(stable_baselines3.PPO):
     def _update_info_buffer(
         self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_] | None = None
     ) -> None:
-        super()._update_info_buffer(infos, dones)
+        if self.late_rewards is not None and dones is not None:
+            self.late_rewards.hold(infos, dones)  # They come back when they are complete.
+        else:
+            super()._update_info_buffer(infos, dones)
         if not self.is_text:
             return
         for slot, info in enumerate(infos):
             if not info:
                 continue
-            self.turn_statistics.add(info)
+            if self.late_rewards is None:
+                self.turn_statistics.add(info)
             if info.get("TimeLimit.truncated"):
                 # Without this, SB3 would compute a value for each of them by itself.
                 last = info.pop("terminal_observation", None)
