@@ -10,7 +10,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+import torch as th
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from agents import PPO
 from benchmarks.measuring import Side
@@ -118,15 +125,23 @@ class FixedLengths(TextVectorEnv):
         shape: The sizes.
         num_envs: The number of slots.
         lengths: The shortest and the longest episode. None: all are as long as `shape.response`.
+        reward: See `TextEnv`.
     """
 
-    def __init__(self, shape: Shape, num_envs: int, lengths: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        num_envs: int,
+        lengths: tuple[int, int] | None = None,
+        reward: Any = None,
+    ) -> None:
         self._range = lengths or (shape.response, shape.response)
         super().__init__(
             Words(shape),
             num_envs,
             tokenizer=word_tokenizer(shape.vocabulary),
             max_new_tokens=self._range[1],
+            reward=reward,
         )
         self._draw = np.random.default_rng(0)
         self._limits = draw_lengths(self._draw, self._range, num_envs)
@@ -143,6 +158,28 @@ class FixedLengths(TextVectorEnv):
         return result
 
 
+class RewardModel:
+    """Scores responses with a transformer as large as the policy, in one batch.
+
+    Args:
+        shape: The sizes.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        config = shape.config()
+        config.num_labels, config.pad_token_id = 1, shape.vocabulary - 1
+        self._model = AutoModelForSequenceClassification.from_config(config).eval()
+
+    def __call__(self, transcripts: Sequence[Transcript]) -> list[float]:
+        """Return a score for each response."""
+        rows = [[int(word[1:]) for word in t.response.split()] or [0] for t in transcripts]
+        padding = self._model.config.pad_token_id
+        tokens = pad_sequence(list(map(th.tensor, rows)), batch_first=True, padding_value=padding)
+        with th.inference_mode():
+            scores = self._model(tokens, tokens != padding).logits[:, 0]
+        return [float(score) for score in scores]
+
+
 def draw_lengths(
     rng: np.random.Generator, lengths: tuple[int, int], count: int
 ) -> npt.NDArray[np.int64]:
@@ -156,6 +193,7 @@ def agent(
     *,
     config: PretrainedConfig | None = None,
     lengths: tuple[int, int] | None = None,
+    reward: Any = None,
     n_steps: int | None = None,
     batch_size: int | None = None,
     n_epochs: int = 1,
@@ -166,7 +204,7 @@ def agent(
     """Return our agent; by default a rollout is an episode a slot, and an update one minibatch."""
     num_envs = num_envs or shape.slots
     n_steps = n_steps or shape.response
-    env: gym.vector.VectorEnv[Any, Any, Any] = FixedLengths(shape, num_envs, lengths)
+    env: gym.vector.VectorEnv[Any, Any, Any] = FixedLengths(shape, num_envs, lengths, reward)
     if config is None:
         config = shape.config(shape.prompt + max(shape.response, *(lengths or (0,))))
     return PPO(
