@@ -8,7 +8,7 @@ import torch as th
 from agents.vec_env import engine_of
 from benchmarks.measuring import Comparison, Row
 from benchmarks.peers import generation, sb3_agent
-from benchmarks.workload import EVERY_OPTION, RewardModel, Shape, agent, rollout
+from benchmarks.workload import EVERY_OPTION, Service, Shape, agent, rollout
 from textenvs import CallableReward
 
 
@@ -67,15 +67,15 @@ def test_slow_rewards(compare: Comparison, shape: Shape) -> None:
             agent(
                 shape,
                 lengths=shape.lengths,
-                reward=CallableReward(RewardModel(shape), "model", slow=name == "slow"),
+                reward=CallableReward(Service(), slow=name == "slow"),
                 n_steps=high + high // 2,
             )
         )
         for name in ("slow", "waiting")
     }
     rates = compare.run(sides, 5)
-    what = f"rollout, lengths spread {low} to {high}, a reward model as large as the policy, slow"
-    compare.row(rates, "slow", "waiting", what, "the same, waiting for its score at each end")
+    what = f"rollout, lengths spread {low} to {high}, a slow reward of 10 ms a call and a response"
+    compare.row(rates, "slow", "waiting", what, "the same, waiting for it at each end")
 
 
 @pytest.mark.benchmark(group="rollout")
