@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -57,10 +57,15 @@ class SequenceRolloutBuffer(RolloutBuffer):
         gae_lambda: The lambda of generalised advantage estimation.
         gamma: The discount.
         n_envs: The number of environments.
+
+    Attributes:
+        settle: Completes the rewards when all steps are in, before anything is computed from them.
+            None: they are complete.
     """
 
     observation_space: spaces.Dict
     ref_log_probs: npt.NDArray[np.float32]
+    settle: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -127,6 +132,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
                 "The policy's log-probabilities or values are no longer finite: training has "
                 "diverged. Lower learning_rate, or raise kl_coef."
             )
+        if self.settle is not None:
+            self.settle()
         self.last_values, self.last_dones = last_values, dones
         for env in range(self.n_envs):
             self._close(env)

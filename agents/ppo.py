@@ -33,6 +33,7 @@ from agents.backbones import CausalBackbone
 from agents.buffers import SequenceRolloutBuffer
 from agents.callbacks import ProgressBar
 from agents.kl import KLEstimator, KLPlace, check_kl_arguments
+from agents.late_rewards import LateRewards, late_rewards
 from agents.policies import TransformerPolicy
 from agents.resume import ResumePoint, go_on, is_in_step, own_point, resume_point
 from agents.shaping import CutOff, bootstrap, score_kl, whiten_rewards
@@ -61,7 +62,7 @@ TEXT_DEFAULTS: dict[str, Any] = {
 }
 
 # What is not worth saving.
-PASSING = ("cut_off", "awaits_update", "rank_points")
+PASSING = ("cut_off", "late_rewards", "awaits_update", "rank_points")
 
 # What several ranks must agree on, or one would wait for what the others never do.
 ALIKE = ("num_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "kl_coef", "target_kl")
@@ -207,6 +208,7 @@ class PPO(stable_baselines3.PPO):
         self.turn_statistics = TurnStatistics(stats_window_size)
         self.episode_kl: EpisodeSums | None = None
         self.cut_off: list[CutOff] = []
+        self.late_rewards: LateRewards | None = None
         self.ref_model = ref_model
         self.reference: CausalBackbone | None = None
         self.ref_config: PretrainedConfig | None = None
@@ -493,14 +495,17 @@ class PPO(stable_baselines3.PPO):
         started = time.perf_counter()
         self.cut_off.clear()
         self.awaits_update = True
-        before = self.num_timesteps
-        collect = super().collect_rollouts
-        with self._observing_on_host():
-            goes_on = ranks.agree(lambda: collect(env, callback, rollout_buffer, n_rollout_steps))
+        buffer = cast("SequenceRolloutBuffer", rollout_buffer)
+        before, collect = self.num_timesteps, super().collect_rollouts
+
+        def act() -> bool:
+            with self._observing_on_host(), late_rewards(self, env, buffer):
+                return collect(env, callback, rollout_buffer, n_rollout_steps)
+
+        goes_on = ranks.agree(act)
         self.num_timesteps = before + sum(ranks.join([self.num_timesteps - before]))
         if not goes_on:
             return False
-        buffer = cast("SequenceRolloutBuffer", rollout_buffer)
         if self.kl_coef > 0:
             score_kl(self, buffer)
         if self.whiten_rewards:
@@ -524,7 +529,10 @@ class PPO(stable_baselines3.PPO):
     def _update_info_buffer(
         self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_] | None = None
     ) -> None:
-        super()._update_info_buffer(infos, dones)
+        if self.late_rewards is not None and dones is not None:
+            self.late_rewards.hold(infos, dones)  # They come back when they are complete.
+        else:
+            super()._update_info_buffer(infos, dones)
         if not self.is_text:
             return
         if self.rollout_buffer.pos == self.n_steps - 1:
@@ -533,7 +541,8 @@ class PPO(stable_baselines3.PPO):
         for slot, info in enumerate(infos):
             if not info:
                 continue
-            self.turn_statistics.add(info)
+            if self.late_rewards is None:
+                self.turn_statistics.add(info)
             if info.get("TimeLimit.truncated"):
                 # Without this, SB3 would compute a value for each of them by itself.
                 last = info.pop("terminal_observation", None)

@@ -8,7 +8,8 @@ import torch as th
 from agents.vec_env import engine_of
 from benchmarks.measuring import Comparison, Row
 from benchmarks.peers import generation, sb3_agent
-from benchmarks.workload import EVERY_OPTION, Shape, agent, rollout
+from benchmarks.workload import EVERY_OPTION, Service, Shape, agent, rollout
+from textenvs import CallableReward
 
 
 @pytest.mark.benchmark(group="rollout")
@@ -56,6 +57,25 @@ def test_spread_lengths(compare: Comparison, shape: Shape) -> None:
     against = f"`model.generate` on requests of the same lengths, {shape.slots} at a time"
     compare.row(rates, "plain", "generate", f"{what}, fp32", against, target=1.5)
     compare.row(rates, "fast", "generate", f"{what}, with every option", against)
+
+
+@pytest.mark.benchmark(group="rollout")
+def test_slow_rewards(compare: Comparison, shape: Shape) -> None:
+    low, high = shape.lengths
+    sides = {
+        name: rollout(
+            agent(
+                shape,
+                lengths=shape.lengths,
+                reward=CallableReward(Service(), slow=name == "slow"),
+                n_steps=high + high // 2,
+            )
+        )
+        for name in ("slow", "waiting")
+    }
+    rates = compare.run(sides, 5)
+    what = f"rollout, lengths spread {low} to {high}, a slow reward of 10 ms a call and a response"
+    compare.row(rates, "slow", "waiting", what, "the same, waiting for it at each end")
 
 
 @pytest.mark.benchmark(group="rollout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -118,15 +119,23 @@ class FixedLengths(TextVectorEnv):
         shape: The sizes.
         num_envs: The number of slots.
         lengths: The shortest and the longest episode. None: all are as long as `shape.response`.
+        reward: See `TextEnv`.
     """
 
-    def __init__(self, shape: Shape, num_envs: int, lengths: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        num_envs: int,
+        lengths: tuple[int, int] | None = None,
+        reward: Any = None,
+    ) -> None:
         self._range = lengths or (shape.response, shape.response)
         super().__init__(
             Words(shape),
             num_envs,
             tokenizer=word_tokenizer(shape.vocabulary),
             max_new_tokens=self._range[1],
+            reward=reward,
         )
         self._draw = np.random.default_rng(0)
         self._limits = draw_lengths(self._draw, self._range, num_envs)
@@ -143,6 +152,15 @@ class FixedLengths(TextVectorEnv):
         return result
 
 
+class Service:
+    """Scores as something outside of the process does: 10 ms a call, and 10 ms a response."""
+
+    def __call__(self, transcripts: Sequence[Transcript]) -> list[float]:
+        """Return 0 for each response, after a while."""
+        time.sleep(0.01 * (1 + len(transcripts)))
+        return [0.0] * len(transcripts)
+
+
 def draw_lengths(
     rng: np.random.Generator, lengths: tuple[int, int], count: int
 ) -> npt.NDArray[np.int64]:
@@ -156,6 +174,7 @@ def agent(
     *,
     config: PretrainedConfig | None = None,
     lengths: tuple[int, int] | None = None,
+    reward: Any = None,
     n_steps: int | None = None,
     batch_size: int | None = None,
     n_epochs: int = 1,
@@ -166,7 +185,7 @@ def agent(
     """Return our agent; by default a rollout is an episode a slot, and an update one minibatch."""
     num_envs = num_envs or shape.slots
     n_steps = n_steps or shape.response
-    env: gym.vector.VectorEnv[Any, Any, Any] = FixedLengths(shape, num_envs, lengths)
+    env: gym.vector.VectorEnv[Any, Any, Any] = FixedLengths(shape, num_envs, lengths, reward)
     if config is None:
         config = shape.config(shape.prompt + max(shape.response, *(lengths or (0,))))
     return PPO(

@@ -38,6 +38,8 @@ from textenvs.tokenization import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from textenvs.scoring import LateScorer
+
 Observation = dict[str, npt.NDArray[np.int64]]
 Info = dict[str, Any]
 
@@ -53,6 +55,9 @@ class TextEngine:
             `prompt_length` (num_envs, 1), `response` (num_envs, max_new_tokens) and
             `response_length` (num_envs, 1), all int64. They change in place.
         turns: Each slot's conversation so far.
+        late_scorer: None: a turn's end waits for its whole reward. Otherwise slow terms are left
+            out of the reward and of `reward_terms`, and the infos given to this one, which
+            completes them later. It is not handed on by `with_slots`.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class TextEngine:
         }
         self.turns: list[tuple[Turn, ...]] = [()] * num_envs
         self._example = [-1] * num_envs
+        self.late_scorer: LateScorer | None = None
 
     @property
     def _response(self) -> TokenIds:
@@ -192,7 +198,9 @@ class TextEngine:
             transcripts.append(transcript)
             if continuation is not None:
                 self._set_prompt(slot, continuation)
-        scores = {term.name: score_transcripts(term, transcripts) for term in self.terms}
+        late = self.late_scorer
+        terms = [term for term in self.terms if late is None or not term.slow]
+        scores = {term.name: score_transcripts(term, transcripts) for term in terms}
         infos = []
         for i, (slot, transcript) in enumerate(zip(slots, transcripts, strict=True)):
             info: Info = {
@@ -205,6 +213,8 @@ class TextEngine:
                 if success is not None:
                     info["is_success"] = bool(success)
             infos.append((slot, info))
+        if late is not None:
+            late.take([info for _, info in infos])
         return infos
 
     def _end_turn(self, slot: int, rng: np.random.Generator) -> tuple[Transcript, TokenIds | None]:

@@ -24,16 +24,29 @@ class RewardTerm:
         name: How the term is called in `info["reward_terms"]`.
         weight: What its scores are multiplied by.
         every_turn: Whether it scores each turn of a conversation or only the last one.
+        slow: Whether scoring takes long, as that of a model or a subprocess does. `agents.PPO` then
+            scores in a thread of its own while the rollout goes on, as many transcripts at a time
+            as there are slots, and adds the scores before it learns from them: the run is the same,
+            but callbacks see such a reward only when the rollout has ended. It does so in a native
+            vector environment without wrappers; anywhere else the reward comes with the step. The
+            term must bear to be called from another thread, and draw from no global generator.
     """
 
-    def __init__(self, name: str, weight: float = 1.0, every_turn: bool = False) -> None:
+    def __init__(
+        self, name: str, weight: float = 1.0, every_turn: bool = False, slow: bool = False
+    ) -> None:
         self.name = name
         self.weight = weight
         self.every_turn = every_turn
+        self.slow = slow
 
     def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
         """Return one unweighted score for each transcript."""
         raise NotImplementedError(f"{type(self).__name__} must override RewardTerm.score.")
+
+    def applies_to(self, transcript: Transcript) -> bool:
+        """Return whether it has anything to say about this turn; otherwise the score is 0."""
+        return transcript.final or self.every_turn
 
     def __repr__(self) -> str:
         """Name and weight."""
@@ -44,7 +57,7 @@ class TaskReward(RewardTerm):
     """The task's own score."""
 
     def __init__(self, task: Task, weight: float = 1.0) -> None:
-        super().__init__("task", weight, task.score_every_turn)
+        super().__init__("task", weight, task.score_every_turn, task.slow_score)
         self.task = task
 
     def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
@@ -60,6 +73,7 @@ class CallableReward(RewardTerm):
         name: Defaults to the function's name.
         weight: What the scores are multiplied by.
         every_turn: Whether it scores each turn of a conversation or only the last one.
+        slow: See `RewardTerm`.
     """
 
     def __init__(
@@ -68,9 +82,10 @@ class CallableReward(RewardTerm):
         name: str | None = None,
         weight: float = 1.0,
         every_turn: bool = False,
+        slow: bool = False,
     ) -> None:
         default = str(getattr(function, "__name__", type(function).__name__))
-        super().__init__(name or default, weight, every_turn)
+        super().__init__(name or default, weight, every_turn, slow)
         self.function = function
 
     def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
@@ -147,6 +162,7 @@ class MetricReward(RewardTerm):
         key: Which entry of the metric's result is the score. None: its only number.
         weight: What the score is multiplied by.
         name: Defaults to the metric's name.
+        slow: See `RewardTerm`.
         **compute_kwargs: Passed on to `metric.compute`.
 
     A metric that takes several references gets them all; for one that takes a single reference
@@ -159,6 +175,7 @@ class MetricReward(RewardTerm):
         key: str | None = None,
         weight: float = 1.0,
         name: str | None = None,
+        slow: bool = False,
         **compute_kwargs: Any,
     ) -> None:
         if isinstance(metric, str):
@@ -170,7 +187,8 @@ class MetricReward(RewardTerm):
                 "metric must be an evaluate metric or the name of one, "
                 f"but it is a {type(metric).__name__}."
             )
-        super().__init__(name or str(getattr(metric, "name", type(metric).__name__)), weight)
+        default = str(getattr(metric, "name", type(metric).__name__))
+        super().__init__(name or default, weight, slow=slow)
         self.metric = metric
         self.key = key
         self.compute_kwargs = compute_kwargs
@@ -317,7 +335,7 @@ def score_transcripts(term: RewardTerm, transcripts: Sequence[Transcript]) -> li
         ValueError: If the term raises, or returns anything but one finite number for each
             transcript. The error names the term and the example.
     """
-    wanted = [i for i, t in enumerate(transcripts) if t.final or term.every_turn]
+    wanted = [i for i, transcript in enumerate(transcripts) if term.applies_to(transcript)]
     if not wanted:
         return [0.0] * len(transcripts)
     batch = [transcripts[i] for i in wanted]

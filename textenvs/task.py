@@ -99,6 +99,7 @@ class Task:
             tokens that they are made of and `max_new_tokens` is the longest of them.
         score_every_turn: Whether `score` is called after each turn of a conversation or only after
             the last one.
+        slow_score: Whether `score` takes long; see `RewardTerm`.
         best_return: The mean return that the best known behaviour reaches, or None.
     """
 
@@ -109,6 +110,7 @@ class Task:
     max_turns: int = 1
     choices: Sequence[str] | None = None
     score_every_turn: bool = False
+    slow_score: bool = False
     best_return: float | None = None
 
     def examples(self, split: str) -> Sequence[Example]:

@@ -29,7 +29,7 @@ LAYERS = {
         {"vec_env"},
         {"backbones", "callbacks", "env_state", "logs", "plots"},
         {"policies", "resume"},
-        {"shaping", "update"},
+        {"late_rewards", "shaping", "update"},
         {"evaluation", "imitation", "ppo"},
         {"runs"},
         {"options"},

@@ -1,0 +1,81 @@
+"""Slow reward terms, scored in a thread of their own while an environment goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from textenvs.rewards import RewardTerm, score_transcripts
+from textenvs.task import Transcript
+
+
+class LateScorer:
+    """Scores slow terms after the turns that they are about; see `TextEngine.late_scorer`.
+
+    A term gets the transcripts in the order in which their turns ended, `size` at a time and the
+    rest when `finish` is called. So its batches depend on what was said, never on how long the
+    scoring took: a model's scores may depend on the batch in their last digits.
+
+    Args:
+        terms: All the terms of the environment, slow or not.
+        size: How many transcripts to a batch.
+    """
+
+    def __init__(self, terms: Sequence[RewardTerm], size: int) -> None:
+        self._names = [term.name for term in terms]
+        self._slow = [term for term in terms if term.slow]
+        self._size = size
+        self._infos: list[dict[str, Any]] = []
+        self._waiting: dict[str, list[Transcript]] = {term.name: [] for term in self._slow}
+        self._batches: dict[str, list[Future[list[float]]]] = {t.name: [] for t in self._slow}
+        # One thread: a term need not bear to be called twice at a time.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
+
+    def take(self, infos: Sequence[dict[str, Any]]) -> None:
+        """Take over the infos of turns that have ended, whose `reward_terms` lack the slow ones.
+
+        Raises:
+            ValueError: If a term has failed on an earlier batch.
+        """
+        self._infos.extend(infos)
+        for info in infos:
+            for term in self._slow:
+                if term.applies_to(info["transcript"]):
+                    self._waiting[term.name].append(info["transcript"])
+                    if len(self._waiting[term.name]) == self._size:
+                        self._submit(term)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Wait for all scores, and return all infos with their `reward_terms` complete.
+
+        Raises:
+            ValueError: If a term fails, as `score_transcripts` says. No info is then changed.
+        """
+        for term in self._slow:
+            if self._waiting[term.name]:
+                self._submit(term)
+        scores = {
+            name: iter([score for batch in batches for score in batch.result()])
+            for name, batches in self._batches.items()
+        }
+        for info in self._infos:
+            terms = info["reward_terms"]
+            for term in self._slow:
+                applies = term.applies_to(info["transcript"])
+                terms[term.name] = next(scores[term.name]) if applies else 0.0
+            # They are summed up in the order of the terms.
+            info["reward_terms"] = {name: terms[name] for name in self._names}
+        return self._infos
+
+    def close(self) -> None:
+        """Drop what has not been begun, and wait for the batch that has."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, term: RewardTerm) -> None:
+        for batches in self._batches.values():
+            for batch in batches:
+                if batch.done():
+                    batch.result()  # A failure is told early, not at the end.
+        transcripts, self._waiting[term.name] = self._waiting[term.name], []
+        self._batches[term.name].append(self._thread.submit(score_transcripts, term, transcripts))
