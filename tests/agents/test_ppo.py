@@ -602,7 +602,9 @@ def test_update_runs_one_forward_for_each_sequence() -> None:
 
     model.policy.backbone.trunk = counting
     model.learn(ITERATION)
-    assert sum(rows for rows, _ in seen) == len(model.rollout_buffer.sequences)
+    # Each token once, but for the last one of a sequence, which nothing follows.
+    lengths = [sequence.length - 1 for sequence in model.rollout_buffer.sequences]
+    assert sum(rows * width for rows, width in seen) == sum(lengths)
     assert len(seen) == round(ITERATION / 32)
 
 
