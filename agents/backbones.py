@@ -126,8 +126,8 @@ class CausalBackbone(th.nn.Module):
             tokens: (n, width) token ids; what is behind the last wanted one is not read.
             wanted: Boolean (n, width), somewhere true in each row.
         """
-        packing = Packing.up_to_last(wanted) if self.packs else None
-        if packing is None or len(packing.places) == tokens.numel():
+        packing = Packing(wanted) if self.packs else None
+        if packing is None or packing.is_full:
             return self.trunk(input_ids=tokens, use_cache=False)[wanted]
         with attending(self.model.config, ATTENTION):
             hidden = self.trunk(

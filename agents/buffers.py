@@ -207,14 +207,16 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Split a minibatch into parts of at most `size` actions, one sequence at least.
 
         Sequences of like length come together, so that little is padded.
+
+        Args:
+            sequences: The minibatch.
+            size: None: all in one part.
         """
-        if size is None:
-            return [sequences] if sequences else []
         parts: list[list[Sequence]] = []
         actions = 0
         for sequence in sorted(sequences, key=lambda s: s.length):
             actions += self._count(sequence)
-            if not parts or actions > size:
+            if not parts or (size is not None and actions > size):
                 parts.append([])
                 actions = self._count(sequence)
             parts[-1].append(sequence)

@@ -19,8 +19,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 ATTENTION = "textenvs_packed"
 
 
+# Sequences are set side by side with others at most so many times as long.
+LONGER = 1.5
+
+
 @dataclass(frozen=True)
-class Packing:
+class Group:
     """Where the tokens of one row belong in a batch of sequences.
 
     Args:
@@ -32,23 +36,9 @@ class Packing:
     places: th.Tensor
 
     @staticmethod
-    def up_to_last(wanted: th.Tensor) -> Packing:
-        """Return the packing of sequences that end where something is wanted of them last.
-
-        Args:
-            wanted: Boolean (sequences, width), somewhere true in each sequence.
-        """
-        real = wanted.flip(1).cummax(dim=1).values.flip(1)
-        return Packing(real, real.flatten().nonzero().squeeze(1))
-
-    @property
-    def positions(self) -> th.Tensor:
-        """Each token's position in its sequence, (1, tokens)."""
-        return (self.places % self.real.shape[1])[None]
-
-    def row(self, batch: th.Tensor) -> th.Tensor:
-        """Return what belongs to the tokens, (1, tokens), of a batch (sequences, width)."""
-        return batch.flatten()[self.places][None]
+    def of(real: th.Tensor) -> Group:
+        """Return the group of sequences whose tokens are where `real` is true."""
+        return Group(real, real.flatten().nonzero().squeeze(1))
 
     def apart(self, row: th.Tensor) -> th.Tensor:
         """Return (sequences, heads, width, size) of (1, heads, tokens, size)."""
@@ -62,6 +52,47 @@ class Packing:
         _, _, heads, size = batch.shape
         flat = batch.reshape(self.real.numel(), heads * size)
         return cast("th.Tensor", _Gather.apply(flat, self.places)).view(1, -1, heads, size)
+
+
+class Packing:
+    """A batch of sequences as one row: a sequence's tokens, then the next one's.
+
+    Neighbours of like length form a group, which attention pads. It pads little where the
+    sequences come in the order of their lengths.
+
+    Args:
+        wanted: Boolean (sequences, width), somewhere true in each sequence, which ends where it is
+            true last.
+    """
+
+    def __init__(self, wanted: th.Tensor) -> None:
+        real = wanted.flip(1).cummax(dim=1).values.flip(1)
+        self._whole = Group.of(real)
+        lengths = real.sum(dim=1).tolist()
+        self.groups: list[Group] = []
+        self.sizes: list[int] = []
+        start = 0
+        for stop in range(1, len(lengths) + 1):
+            group = lengths[start : stop + 1]
+            if stop == len(lengths) or max(group) > LONGER * min(group):
+                inside = lengths[start:stop]
+                self.groups.append(Group.of(real[start:stop, : max(inside)]))
+                self.sizes.append(sum(inside))
+                start = stop
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no padding in the batch."""
+        return len(self._whole.places) == self._whole.real.numel()
+
+    @property
+    def positions(self) -> th.Tensor:
+        """Each token's position in its sequence, (1, tokens)."""
+        return (self._whole.places % self._whole.real.shape[1])[None]
+
+    def row(self, batch: th.Tensor) -> th.Tensor:
+        """Return what belongs to the tokens, (1, tokens), of a batch (sequences, width)."""
+        return batch.flatten()[self._whole.places][None]
 
 
 class _Spread(th.autograd.Function):
@@ -109,9 +140,12 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[th.Tensor, None]:
     """Attend within sequences to what comes before; see `transformers.AttentionInterface`."""
-    query, key, value = (packing.apart(tensor) for tensor in (query, key, value))
-    output, _ = sdpa_attention_forward(module, query, key, value, None, **kwargs)
-    return packing.together(output), None
+    outputs = []
+    rows = (tensor.split(packing.sizes, dim=2) for tensor in (query, key, value))
+    for group, q, k, v in zip(packing.groups, *rows, strict=True):
+        batch = group.apart(q), group.apart(k), group.apart(v)
+        outputs.append(group.together(sdpa_attention_forward(module, *batch, None, **kwargs)[0]))
+    return th.cat(outputs, dim=1), None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

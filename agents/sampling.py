@@ -101,6 +101,9 @@ class TokenDistribution(Distribution):
 
     def entropy(self) -> th.Tensor:
         """Return the entropies in nats, shape (n,)."""
+        if not th.is_grad_enabled():
+            # In place, since these are large; what is impossible counts as 0 times infinity.
+            return -self.log_probs.exp().mul_(self.log_probs).nansum(dim=-1)
         # Where it is less the probability is 0. The gradient, too, must not be 0 times infinity.
         finite = self.log_probs.clamp(min=-1e4)
         return -(self.log_probs.exp() * finite).sum(dim=-1)

@@ -279,7 +279,8 @@ def test_micro_batches_hold_each_sequence_once(played: Played, size: int) -> Non
         # What is alike in length is together, so that little is padded.
         lengths = [sequence.length for part in parts for sequence in part]
         assert lengths == sorted(lengths)
-        assert played.buffer.micro_batches(minibatch, None) == [minibatch]
+        (whole,) = played.buffer.micro_batches(minibatch, None)
+        assert whole == [sequence for part in parts for sequence in part]
     assert len(played.buffer.micro_batches(played.buffer.sequences, 10_000)) == 1
 
 

@@ -7,7 +7,7 @@ import torch as th
 from transformers import BloomConfig
 
 from agents.backbones import CausalBackbone
-from agents.packing import Packing
+from agents.packing import Group, Packing
 from tests.agents.helpers import VOCAB, gpt2, llama
 from tests.agents.test_backbones import opt
 
@@ -106,16 +106,30 @@ def test_models_that_cannot_are_padded(why: str) -> None:
 
 def test_apart_and_together() -> None:
     wanted = batch()[1]
-    packing = Packing.up_to_last(wanted)
-    assert packing.real.sum(1).tolist() == list(map(len, ROWS))
-    positions = [i for row in ROWS for i in range(len(row))]
-    assert packing.positions.tolist() == [positions]
-    row = th.randn(1, 3, len(positions), 4, dtype=th.float64, requires_grad=True)
-    apart = packing.apart(row)
+    real = th.arange(wanted.shape[1]) < th.tensor(list(map(len, ROWS)))[:, None]
+    group = Group.of(real)
+    row = th.randn(1, 3, int(real.sum()), 4, dtype=th.float64, requires_grad=True)
+    apart = group.apart(row)
     assert apart.shape == (len(ROWS), 3, wanted.shape[1], 4)
-    assert (apart.transpose(1, 2)[~packing.real] == 0).all()
-    assert th.equal(packing.together(apart.transpose(1, 2)), row.transpose(1, 2))
-    assert th.autograd.gradcheck(packing.apart, (row,))
-    assert th.autograd.gradcheck(
-        packing.together, (apart.transpose(1, 2).detach().requires_grad_(),)
-    )
+    assert (apart.transpose(1, 2)[~real] == 0).all()
+    assert th.equal(group.together(apart.transpose(1, 2)), row.transpose(1, 2))
+    assert th.autograd.gradcheck(group.apart, (row,))
+    batch_like = apart.transpose(1, 2).detach().requires_grad_()
+    assert th.autograd.gradcheck(group.together, (batch_like,))
+
+
+def test_neighbours_of_like_length_are_padded_together() -> None:
+    lengths = [1, 4, 4, 5, 6, 7, 12, 12]
+    wanted = th.zeros(len(lengths), 12, dtype=th.bool)
+    wanted[range(len(lengths)), [length - 1 for length in lengths]] = True
+    packing = Packing(wanted)
+    shapes = [tuple(group.real.shape) for group in packing.groups]
+    assert shapes == [(1, 1), (4, 6), (1, 7), (2, 12)]
+    assert packing.sizes == [1, 19, 7, 24] and not packing.is_full
+    positions = [i for length in lengths for i in range(length)]
+    assert packing.positions.tolist() == [positions]
+    batch = th.arange(wanted.numel()).reshape(wanted.shape)
+    assert packing.row(batch).tolist() == [
+        [row * 12 + i for row, length in enumerate(lengths) for i in range(length)]
+    ]
+    assert Packing(wanted[-2:]).is_full
