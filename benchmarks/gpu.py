@@ -49,6 +49,8 @@ class Options:
     """Response tokens of an update."""
     rounds: int = 3
     """How often each is measured."""
+    compile: bool = True
+    """Whether rollouts run compiled programs, captured as graphs."""
     device: str = "cuda"
     """Where."""
     out: Path = Path("benchmarks/results")
@@ -103,7 +105,7 @@ def make(name: str, slots: int, options: Options, **kwargs: Any) -> PPO:
         shape,
         config=config,
         device=options.device,
-        policy_kwargs={"autocast": "bfloat16"},
+        policy_kwargs={"autocast": "bfloat16", "compile": options.compile},
         **kwargs,
     )
 

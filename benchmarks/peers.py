@@ -148,6 +148,24 @@ def generation(
     return Side(run, int(limits.sum()))
 
 
+def matrix_products(model: PPO) -> Side:
+    """Return the floor of a rollout: the matrix products of its decode steps, and nothing else.
+
+    Each linear layer of an agent's model, the head included, on one token a slot, in plain fp32.
+    """
+    network: Any = model.policy.backbone.model  # type: ignore[union-attr]
+    weights = [m.weight.detach() for m in network.modules() if isinstance(m, th.nn.Linear)]
+    inputs = {weight.shape[1]: th.randn(model.n_envs, weight.shape[1]) for weight in weights}
+
+    @th.inference_mode()
+    def run() -> None:
+        for _ in range(model.n_steps):
+            for weight in weights:
+                F.linear(inputs[weight.shape[1]], weight)
+
+    return Side(run, model.n_steps * model.n_envs)
+
+
 def bare_training(model: PPO) -> Side:
     """Return the floor of an update on an agent's rollout: nothing but what cannot be left out.
 

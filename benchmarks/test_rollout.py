@@ -7,7 +7,7 @@ import torch as th
 
 from agents.vec_env import engine_of
 from benchmarks.measuring import Comparison, Row
-from benchmarks.peers import generation, sb3_agent
+from benchmarks.peers import generation, matrix_products, sb3_agent
 from benchmarks.workload import EVERY_OPTION, Service, Shape, agent, rollout
 from textenvs import CallableReward
 
@@ -29,6 +29,7 @@ def test_equal_lengths(compare: Comparison, shape: Shape) -> None:
                 shape.slots,
                 equal,
             ),
+            "products": matrix_products(ours),
         }
     )
     what = f"rollout, {shape.slots} slots, {shape.prompt} + {shape.response} tokens"
@@ -38,6 +39,9 @@ def test_equal_lengths(compare: Comparison, shape: Shape) -> None:
     compare.row(rates, "plain", "sb3", what, sb3, target=15)
     compare.row(rates, "plain", "generate", f"{what}, equal lengths, fp32", generate, target=1.1)
     compare.row(rates, "fast", "generate", f"{what}, with {options}", generate, target=2.5)
+    floor = "nothing but the matrix products of its decode steps, in plain fp32"
+    compare.row(rates, "plain", "products", what, floor)
+    compare.row(rates, "fast", "products", f"{what}, with {options}", floor)
 
 
 @pytest.mark.benchmark(group="rollout")

@@ -1,38 +1,36 @@
-"""How speed changes with context, slots, model and spread of lengths: the pictures."""
+"""How speed changes with context, slots, model, threads and spread of lengths: the pictures."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 
 import pytest
+import torch as th
 
-from agents import PPO
 from agents.vec_env import engine_of
 from benchmarks.measuring import Comparison, Side
 from benchmarks.peers import generation
 from benchmarks.report import Point
-from benchmarks.workload import EVERY_OPTION, Shape, agent, rollout, update
+from benchmarks.workload import Shape, agent, rollout, update
 
 ROUNDS = 2
+CORES = os.cpu_count() or 1
 
 
 def sides(
     shape: Shape, lengths: tuple[int, int] | None = None, batches: int = 1
 ) -> dict[str, Side]:
-    """Return our rollout, with and without options, and `generate` on the like."""
+    """Return our rollout and `generate` on the like."""
     n_steps = batches * shape.response
 
-    def ours(**policy_kwargs: object) -> PPO:
-        return agent(shape, lengths=lengths, n_steps=n_steps, policy_kwargs=policy_kwargs)
-
-    plain = ours()
+    plain = agent(shape, lengths=lengths, n_steps=n_steps)
     model = plain.policy.backbone.model  # type: ignore[union-attr]
     spread = lengths or (shape.response, shape.response)
     return {
         "rollout": rollout(plain),
-        "rollout, every option": rollout(ours(**EVERY_OPTION)),
         "generate": generation(model, engine_of(plain.env), shape.slots, spread, batches),
     }
 
@@ -72,3 +70,15 @@ def test_spread(compare: Comparison, points: list[Point], shape: Shape, spread: 
     shape = replace(shape, response=64)
     both = sides(shape, (64 - spread, 64 + spread))
     measure(compare, points, "by_spread", "lengths: 64 tokens, plus or minus", spread, both)
+
+
+@pytest.mark.benchmark(group="scaling")
+@pytest.mark.parametrize("threads", sorted({1, *(2**i for i in range(1, 5) if 2**i <= CORES)}))
+def test_threads(compare: Comparison, points: list[Point], shape: Shape, threads: int) -> None:
+    before = th.get_num_threads()
+    th.set_num_threads(threads)
+    try:
+        both = sides(shape) | {"update": update(agent(shape))}
+        measure(compare, points, "by_threads", "threads", threads, both)
+    finally:
+        th.set_num_threads(before)

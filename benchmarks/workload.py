@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import torch as th
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from agents import PPO
@@ -20,8 +21,11 @@ from textenvs.vector_env import TextVectorEnv
 
 # So small that repeated updates on one rollout change nothing that matters.
 LEARNING_RATE = 1e-7
-# What "with every option" means: everything in `policy_kwargs` that makes the policy faster.
-EVERY_OPTION: dict[str, Any] = {"autocast": "bfloat16"}
+# What "with every option" means: everything in `policy_kwargs` that makes the policy faster here.
+# A CPU that has no instructions for bfloat16 is slower in it.
+EVERY_OPTION: dict[str, Any] = {"compile": True}
+if th.cpu._is_avx512_bf16_supported():
+    EVERY_OPTION["autocast"] = "bfloat16"
 
 
 @dataclass(frozen=True)
