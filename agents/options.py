@@ -103,6 +103,8 @@ class Train:
     """Train a LoRA adapter of this rank, and not the model. 0: the model."""
     autocast: Literal["bfloat16"] | None = None
     """Compute the model's layers in bfloat16."""
+    compile: bool = False
+    """Make programs of what a rollout does at each step; that takes a minute first."""
     gradient_checkpointing: bool = False
     """Hold less in updates, and compute the layers twice."""
     micro_batch_size: int | None = None
@@ -189,6 +191,7 @@ def make_plan(options: Train) -> Any:
                 "value_model": options.value_model,
                 "peft_config": {"r": options.lora_rank} if options.lora_rank else None,
                 "autocast": options.autocast,
+                "compile": options.compile,
                 "gradient_checkpointing": options.gradient_checkpointing,
             },
             "learning_rate": LinearSchedule(options.learning_rate, 0.0, 1.0),
