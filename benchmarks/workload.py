@@ -215,6 +215,8 @@ def rollout(model: Any) -> Side:
         model.policy.set_training_mode(True)  # as after an update: keys and values are void
         model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
 
+    if getattr(getattr(model.policy, "backbone", None), "compiled", False):
+        run()  # Programs are made in the first two rollouts, of which one warms up anyway.
     return Side(run, model.n_steps * model.n_envs)
 
 
