@@ -235,3 +235,71 @@ def test_training_mode_drops_the_memo_even_if_nobody_could_tell() -> None:
         fresh = policy.get_distribution(observations).log_probs
     assert (fresh - stale).abs().max() > 1e-2
     assert (answer - fresh).abs().max() <= 1e-4
+
+
+def observed(prompts: Rows, responses: Rows, width: int = 24) -> dict[str, Any]:
+    """Observations as an environment gives them, padded with a token that occurs elsewhere."""
+    observation: dict[str, Any] = {}
+    for key, rows in (("prompt", prompts), ("response", responses)):
+        observation[key] = np.array([row + [7] * (width - len(row)) for row in rows])
+        observation[f"{key}_length"] = np.array([[len(row)] for row in rows])
+    return observation
+
+
+def check_observed(backbone: CausalBackbone, prompts: Rows, responses: Rows) -> None:
+    answer = backbone.next_hidden(observed(prompts, responses))
+    for prompt, response, hidden in zip(prompts, responses, answer, strict=True):
+        row = th.tensor([[*prompt, *response]])
+        expected = backbone.trunk(input_ids=row, use_cache=False)[0, -1]
+        assert (hidden - expected).abs().max() <= 1e-5
+
+
+def test_responses_that_grow_cost_a_token_each(backbone: CausalBackbone) -> None:
+    counter = Counter(backbone)
+    prompts: Rows = [[5, 6, 7], [8], [9, 10]]
+    responses: Rows = [[], [], []]
+    counts = []
+    for step in range(6):
+        counter.tokens = 0
+        backbone.next_hidden(observed(prompts, responses))
+        counts.append(counter.tokens)
+        for response in responses:
+            response.append(20 + step)
+    assert counts[1:] == [3] * 5
+
+
+@pytest.mark.parametrize("part", ["prompt", "response"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_rows_that_only_look_as_if_they_went_on(
+    backbone: CausalBackbone, part: str, at: int
+) -> None:
+    """The lengths are those of a response that grew by a token, but another token has changed."""
+    prompts, responses = [[5, 6, 7], [5, 6, 7]], [[8, 9, 10], [8, 9, 10]]
+    check_observed(backbone, prompts, responses)
+    responses = [[*row, 11] for row in responses]
+    (prompts if part == "prompt" else responses)[1][at] = 30
+    check_observed(backbone, prompts, responses)
+    check_observed(backbone, prompts, [[*row, 12] for row in responses])
+
+
+def test_random_episodes(backbone: CausalBackbone) -> None:
+    """Tokens, turns, resets, repeated questions, steps back, and other episodes of like length."""
+    rng = np.random.default_rng(7)
+    prompts = [tokens(rng, int(rng.integers(1, 9))) for _ in range(4)]
+    responses: Rows = [[] for _ in range(4)]
+    for _ in range(80):
+        check_observed(backbone, prompts, responses)
+        for i in range(4):
+            event = rng.random()
+            full = len(responses[i]) == 12
+            if event < 0.05 or len(prompts[i]) + len(responses[i]) > 20:  # another episode
+                prompts[i], responses[i] = tokens(rng, int(rng.integers(1, 9))), []
+            elif event < 0.1 and len(prompts[i]) + len(responses[i]) < 16:  # a reply
+                prompts[i], responses[i] = [*prompts[i], *responses[i], 44], []
+            elif event < 0.15 and responses[i]:  # a step back
+                responses[i] = responses[i][:-1]
+            elif event < 0.2:  # another one of the same length, and a token
+                prompts[i] = tokens(rng, len(prompts[i]))
+                responses[i] = [*responses[i], 3] if not full else responses[i]
+            elif event < 0.95 and not full:
+                responses[i] = [*responses[i], int(rng.integers(1, 50))]
