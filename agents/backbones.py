@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch as th
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
@@ -14,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.adapters import Adapter, AdapterSpec
 from agents.decoding import PACK_AFTER, Decoder
-from agents.kv_cache import Observation, PrefixMemo, RowCache, as_observation, join_tokens
+from agents.kv_cache import Observation, PrefixMemo, RowCache, join_tokens
 from agents.packing import ATTENTION, Packing, attending
 
 ModelSpec = str | Path | PretrainedConfig
@@ -90,6 +92,8 @@ class CausalBackbone(th.nn.Module):
         self._checkpointed: list[GradientCheckpointingLayer] = []
         self._check_head()
         self.packs = self._can_pack()
+        self.remembers = True
+        self.remembers = self._can_remember()
         self.autocast = autocast
         if gradient_checkpointing:
             self._checkpoint_layers()
@@ -113,10 +117,12 @@ class CausalBackbone(th.nn.Module):
             # Their flag alone, not that of what is in them: dropout stays off (see `_recomputed`).
             layer.training = th.is_grad_enabled()
         device = inputs["input_ids"].device.type
-        with th.autocast(device, self.autocast, enabled=self.autocast is not None):
-            output = self.model.base_model(**inputs)
-        for layer in self._checkpointed:
-            layer.training = False
+        try:
+            with th.autocast(device, self.autocast, enabled=self.autocast is not None):
+                output = self.model.base_model(**inputs)
+        finally:
+            for layer in self._checkpointed:
+                layer.training = False
         return cast("th.Tensor", output.last_hidden_state).float()
 
     def hidden_at(self, tokens: th.Tensor, wanted: th.Tensor) -> th.Tensor:
@@ -142,16 +148,14 @@ class CausalBackbone(th.nn.Module):
         """Return the logits of hidden states."""
         return cast("th.Tensor", self.model.get_output_embeddings()(hidden))
 
-    def last_hidden(self, tokens: th.Tensor, lengths: th.Tensor, memo: bool = True) -> th.Tensor:
-        """Return the hidden state at the last token of each right-padded row, (n, hidden).
+    def last_hidden(self, observation: Observation) -> th.Tensor:
+        """Return the hidden state at each row's last token, (n, hidden), all of it computed.
 
         Args:
-            tokens: (n, width) token ids.
-            lengths: (n,) how many of them count.
-            memo: Whether to use the memo, see `next_hidden`.
+            observation: `prompt`, `prompt_length`, `response`, `response_length`, on the host.
         """
-        if memo:
-            return self.next_hidden(as_observation(tokens, lengths))
+        rows = join_tokens(observation)
+        tokens, lengths = (th.as_tensor(array, device=self.model.device) for array in rows)
         hidden = self.trunk(input_ids=tokens, use_cache=False)
         return hidden[th.arange(len(tokens), device=tokens.device), lengths - 1]
 
@@ -162,13 +166,12 @@ class CausalBackbone(th.nn.Module):
         weights or the number of rows have changed.
 
         Args:
-            observation: `prompt`, `prompt_length`, `response`, `response_length`, on the host.
+            observation: See `last_hidden`, which gives the same, up to rounding.
         """
-        if self.adapter is not None and not self.adapter.enabled:
-            # Its layers and what is remembered are those of the model with the adapter.
-            tokens, lengths = map(th.from_numpy, join_tokens(observation))
-            device = self.model.device
-            return self.last_hidden(tokens.to(device), lengths.to(device), memo=False)
+        if not self.remembers or (self.adapter is not None and not self.adapter.enabled):
+            # What is remembered is of the model with its adapter.
+            with th.no_grad():
+                return self.last_hidden(observation)
         decoder = self.decoder
         version, rows = decoder.weights_version(), len(observation["prompt"])
         if self.memo is None or self.memo.rows != rows or self.memo.weights != version:
@@ -232,6 +235,30 @@ class CausalBackbone(th.nn.Module):
                 "not supported: choose a model whose logits are a linear layer of its last hidden "
                 "states (GPT-2, Llama, Qwen, Mistral, ...)."
             )
+
+    def _can_remember(self) -> bool:
+        """Return whether the model's layers can go on from keys and values of ragged rows."""
+        first = {"prompt": np.array([[0, 1, 0], [1, 0, 0]]), "prompt_length": np.array([[3], [1]])}
+        second = {"response": np.array([[1, 1], [0, 0]]), "response_length": np.array([[2], [1]])}
+        none = {name: np.zeros_like(array) for name, array in second.items()}
+        try:
+            for observation in ({**first, **none}, {**first, **second}):
+                with th.no_grad():
+                    expected = self.last_hidden(observation)
+                if not th.allclose(self.next_hidden(observation), expected, rtol=1e-3, atol=1e-3):
+                    break
+            else:
+                return True
+        except Exception:  # whatever a model does that knows no such cache
+            pass
+        finally:
+            self.forget()
+        warnings.warn(
+            f"{type(self.model).__name__} cannot go on from the keys and values of rows of "
+            "different lengths: each token of a rollout will cost its whole context.",
+            stacklevel=3,
+        )
+        return False
 
     @th.no_grad()
     def _can_pack(self) -> bool:

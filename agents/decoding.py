@@ -17,10 +17,11 @@ from weakref import WeakValueDictionary
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from agents.kv_cache import ALLOCATION_STEP, PrefixMemo, RowCache, WeightsVersion
+from agents.kv_cache import ALLOCATION_STEP, PrefixMemo, RowCache, Store, WeightsVersion
 
 # To lay the weights out costs about as much as so many steps save.
 PACK_AFTER = 4
@@ -126,7 +127,9 @@ class Cast(LaidOut):
 
     def __init__(self, layers: Sequence[nn.Module], dtype: th.dtype) -> None:
         super().__init__(layers, dtype)
-        self._cast, self._cast_bias = self._weight(), self._bias()
+        width = _matrix(layers[0]).shape[1]
+        self._cast = _matrix(layers[0]).new_empty((sum(self._sizes), width), dtype=dtype)
+        self._cast_bias = self._bias()
 
     def refresh(self) -> None:
         """Copy the layers' weights to where they were: a captured graph reads from there."""
@@ -169,6 +172,16 @@ def _isolated(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _replayed(program: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a captured program whose answers outlive its next run."""
+
+    def run(*arguments: Any) -> Any:
+        th.compiler.cudagraph_mark_step_begin()
+        return tree_map(th.Tensor.clone, program(*arguments))
+
+    return run
+
+
 def _matrix(layer: nn.Module) -> th.Tensor:
     """Return a layer's weight, (out, in)."""
     weight = cast("th.Tensor", layer.weight).detach()
@@ -185,7 +198,8 @@ def layout(device: th.device, dtype: th.dtype) -> type[LaidOut] | None:
         return None if dtype == th.float32 else Cast
     if not (th.backends.mkldnn.is_available() and hasattr(th.ops.mkldnn, "_linear_pointwise")):
         return None
-    return Packed if dtype == th.float32 or th.ops.mkldnn._is_mkldnn_bf16_supported() else None
+    low = dtype == th.bfloat16 and th.ops.mkldnn._is_mkldnn_bf16_supported()
+    return Packed if dtype == th.float32 or low else None
 
 
 class Twin:
@@ -226,7 +240,7 @@ class Twin:
 
 
 class Decoder:
-    """Runs a model for rollouts, by a twin of it that lasts as long as the weights stay.
+    """Runs a model for rollouts, by a twin of it that is renewed when the weights have changed.
 
     Args:
         model: The model.
@@ -245,39 +259,38 @@ class Decoder:
         self._model = model
         self._autocast = autocast
         self._positions = positions
-        self._device: th.device | None = None
+        self._made_for: tuple[th.device, th.dtype] | None = None
         self._layers: list[LaidOut] = []
         self._trunk: nn.Module = model.base_model
         self._head: nn.Module = model.get_output_embeddings()
-        self._memo: PrefixMemo | None = None
+        self._stores: dict[int, Store] = {}
         self._programs: dict[Hashable, Callable[..., Any]] = {}
 
-    def __deepcopy__(self, memo: Any) -> None:
+    def __reduce__(self) -> Any:
         """Give a copy of a model no decoder: it makes its own."""
+        return type(None), ()
 
     def new_memo(self, rows: int, weights: object) -> PrefixMemo:
-        """Return an empty memo; a compiled program goes on with the memory of the last one."""
+        """Return an empty memo; programs go on with the memory that they were captured with."""
         if not self.compiled:
             return PrefixMemo(rows, weights)
-        last = self._memo
-        store = last.store if last is not None and last.rows == rows else None
-        self._memo = PrefixMemo(rows, weights, store, self._positions, ALLOCATION_STEP)
-        return self._memo
+        store = self._stores.setdefault(rows, Store())
+        return PrefixMemo(rows, weights, store, self._positions, ALLOCATION_STEP)
 
     def lay_out(self) -> None:
         """Copy the weights into the layout for decoding."""
-        device = next(self._model.parameters()).device
-        if self._device != device:
-            self._make_twin(device)
+        made_for = (self._model.device, self._model.dtype)
+        if self._made_for != made_for:
+            self._make_twin(*made_for)
         for layer in self._layers:
             layer.refresh()
         self.laid_out = True
 
     def forget(self) -> None:
-        """Let the copies go, since the weights will change."""
+        """Let the copies go, since the weights will change; programs keep theirs to renew."""
         self.laid_out = False
         if not self.compiled:
-            self._device, self._layers = None, []
+            self._made_for, self._layers = None, []
             self._trunk, self._head = self._model.base_model, self._model.get_output_embeddings()
 
     def trunk(
@@ -286,7 +299,10 @@ class Decoder:
         """Return the last hidden states (n, q, hidden) of new tokens (n, q)."""
         inputs = (tokens, positions, mask, cache)
         if not cache.allocated:  # a program would have to make room itself
-            return self._run(*inputs)
+            hidden = self._run(*inputs)
+            if self._captures:
+                cache.stay()
+            return hidden
         if tokens.shape[1] == 1:
             return cast("th.Tensor", self.program("step", self._run)(*inputs))
         return cast("th.Tensor", self.program("prefill", self._run, any_shape=True)(*inputs))
@@ -311,16 +327,23 @@ class Decoder:
             return function
         if key not in self._programs:
             options: dict[str, Any] = {}
-            if self._device is not None and self._device.type == "cuda" and not any_shape:
+            capture = self._captures and not any_shape
+            if capture:
                 options["triton.cudagraphs"] = True
             if hasattr(th.compiler, "skip_guard_on_all_nn_modules_unsafe"):
                 # Modules stay what they are, and a new twin gets new programs. To ask each of
                 # them at every step takes longer than what they compute.
                 options["guard_filter_fn"] = th.compiler.skip_guard_on_all_nn_modules_unsafe
-            self._programs[key] = th.compile(
+            program = th.compile(
                 _isolated(function), dynamic=True if any_shape else None, options=options
             )
+            self._programs[key] = _replayed(program) if capture else program
         return self._programs[key]
+
+    @property
+    def _captures(self) -> bool:
+        """Whether programs are captured as graphs."""
+        return self.compiled and self._model.device.type == "cuda"
 
     def _run(
         self, tokens: th.Tensor, positions: th.Tensor, mask: th.Tensor, cache: RowCache
@@ -335,10 +358,9 @@ class Decoder:
             )
         return cast("th.Tensor", output.last_hidden_state).float()
 
-    def _make_twin(self, device: th.device) -> None:
-        own = self._model.dtype
+    def _make_twin(self, device: th.device, own: th.dtype) -> None:
         trunk, head = (Twin(layout(device, d), d) for d in (self._autocast or own, own))
         self._trunk = trunk.of(self._model.base_model)
         self._head = head.of(self._model.get_output_embeddings())
-        self._device, self._layers = device, trunk.layers + head.layers
+        self._made_for, self._layers = (device, own), trunk.layers + head.layers
         self._programs.clear()

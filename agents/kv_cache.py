@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch as th
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.cache_utils import Cache
 
 # Positions are allocated and compiled steps attend in multiples of this many.
@@ -84,6 +85,11 @@ class RowCache(Cache):
     def allocated(self) -> bool:
         """Whether there is a store already."""
         return bool(self._store.keys)
+
+    def stay(self) -> None:
+        """Promise that the store stays where it is: a captured graph writes to it."""
+        for tensor in (*self._store.keys, *self._store.values):
+            th._dynamo.mark_static_address(tensor, guard=False)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: positions are always given explicitly."""
@@ -204,13 +210,14 @@ class PrefixMemo:
         write = np.where(real, positions, self._capacity - 1)
         fresh = not known.any()
         width = 0 if fresh else int((known + missing).max())
-        keys = steps if fresh else np.arange(width)[None, :]
-        mask = keys[:, None, :] <= (steps if fresh else read)[:, :, None]
         inputs = np.stack([np.take_along_axis(tokens, read, 1), read, write])
         token, position, target = th.as_tensor(inputs, device=device)
         where = th.as_tensor(rows, device=device)
         cache = RowCache(self.store, (self.rows, self._capacity), where, target, width)
-        forward(token, position, th.as_tensor(mask[:, None], device=device), cache)
+        # Keys of a fresh prefill are in the order of its own steps, which padding shares.
+        keys = th.arange(width or token.shape[1], device=device)
+        until = keys.expand_as(token) if fresh else position
+        forward(token, position, (keys <= until[:, :, None])[:, None], cache)
 
     def _known(self, tokens: Tokens, lengths: Tokens, rows: Tokens) -> Tokens:
         """Return how many of some rows' tokens are the remembered ones, from the start on."""
@@ -258,16 +265,6 @@ def join_tokens(observation: Observation, rows: Any = slice(None)) -> tuple[Toke
     return tokens, lengths
 
 
-def as_observation(tokens: th.Tensor, lengths: th.Tensor) -> Observation:
-    """Return right-padded rows of tokens as an observation, all of it prompt."""
-    return {
-        "prompt": tokens.cpu().numpy(),
-        "prompt_length": lengths.cpu().numpy()[:, None],
-        "response": np.zeros((len(tokens), 1), dtype=np.int64),
-        "response_length": np.zeros((len(tokens), 1), dtype=np.int64),
-    }
-
-
 def _last_tokens(observation: Observation) -> Tokens:
     prompt_last, response_last = (observation[f"{k}_length"] - 1 for k in ("prompt", "response"))
     from_prompt = np.take_along_axis(observation["prompt"], np.maximum(prompt_last, 0), 1)
@@ -278,6 +275,18 @@ def _last_tokens(observation: Observation) -> Tokens:
 def _rounded(value: int, step: int) -> int:
     """Return the least multiple of `step` that is not less."""
     return -(-value // step) * step
+
+
+# How many steps optimizers have taken: PyTorch keeps no count of what fused ones change in place.
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class WeightsVersion:
@@ -295,7 +304,7 @@ class WeightsVersion:
     def __call__(self) -> object:
         """Return something that differs after a parameter was replaced or changed in place.
 
-        PyTorch does not count what fused optimizers and changes through `.data` do in place.
+        PyTorch does not count changes through `.data`.
         """
         weights = [parameters[name] for parameters, name in self._places]
-        return [(w.data_ptr(), w._version) for w in weights if w is not None]
+        return _optimizer_steps, [(w.data_ptr(), w._version) for w in weights if w is not None]

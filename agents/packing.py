@@ -71,14 +71,14 @@ class Packing:
         lengths = real.sum(dim=1).tolist()
         self.groups: list[Group] = []
         self.sizes: list[int] = []
-        start = 0
-        for stop in range(1, len(lengths) + 1):
-            group = lengths[start : stop + 1]
-            if stop == len(lengths) or max(group) > LONGER * min(group):
-                inside = lengths[start:stop]
-                self.groups.append(Group.of(real[start:stop, : max(inside)]))
-                self.sizes.append(sum(inside))
-                start = stop
+        start, shortest, longest = 0, lengths[0], lengths[0]
+        for stop, length in enumerate([*lengths[1:], None], start=1):
+            if length is None or max(longest, length) > LONGER * min(shortest, length):
+                self.groups.append(Group.of(real[start:stop, :longest]))
+                self.sizes.append(sum(lengths[start:stop]))
+                start, shortest, longest = stop, length or 0, length or 0
+            else:
+                shortest, longest = min(shortest, length), max(longest, length)
 
     @property
     def is_full(self) -> bool:

@@ -19,7 +19,6 @@ from torch import nn
 from agents import ranks
 from agents.backbones import CausalBackbone, ModelSpec
 from agents.files import atomic_path
-from agents.kv_cache import join_tokens
 from agents.sampling import LOGITS_AT_A_TIME, Sampling, TokenDistribution, in_chunks, uniform
 from textenvs.spaces import TokenSpace
 
@@ -230,9 +229,7 @@ class TransformerPolicy(ActorCriticPolicy):
         """Return the hidden states (n, hidden) from which actions were or will be chosen."""
         observations = cast("dict[str, th.Tensor]", obs)
         if "action_positions" not in observations:
-            rows = join_tokens(on_host(observations))
-            tokens, lengths = (th.as_tensor(array, device=backbone.model.device) for array in rows)
-            return backbone.last_hidden(tokens, lengths, memo=False)
+            return backbone.last_hidden(on_host(observations))
         return backbone.hidden_at(observations["tokens"], observations["action_positions"])
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
@@ -422,17 +419,17 @@ def on_host(observations: Mapping[str, th.Tensor | npt.NDArray[Any]]) -> dict[st
 
 
 def _where_asked(obs: PyTorchObs, *answers: th.Tensor) -> tuple[th.Tensor, ...]:
-    """Return answers where the observations are, in one transfer."""
+    """Return answers where the observations are, in one transfer for each type."""
     (asked,) = {value.device for value in cast("dict[str, th.Tensor]", obs).values()}
     if all(answer.device == asked for answer in answers):
         return answers
-    # Token ids are far below where float64 ends to count.
-    joined = th.cat([answer.reshape(len(answer), -1).double() for answer in answers], dim=1)
-    columns = joined.to(asked).split([answer[0].numel() for answer in answers], dim=1)
-    return tuple(
-        column.reshape(answer.shape).to(answer.dtype)
-        for column, answer in zip(columns, answers, strict=True)
-    )
+    moved: list[th.Tensor] = list(answers)
+    for dtype in {answer.dtype for answer in answers}:
+        alike = [i for i, answer in enumerate(answers) if answer.dtype == dtype]
+        joined = th.cat([answers[i].flatten() for i in alike]).to(asked)
+        for i, part in zip(alike, joined.split([answers[i].numel() for i in alike]), strict=True):
+            moved[i] = part.view(answers[i].shape)
+    return tuple(moved)
 
 
 def _head_chunk(given: int | None, num_logits: int) -> int:

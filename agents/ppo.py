@@ -475,7 +475,7 @@ class PPO(stable_baselines3.PPO):
         else:
             policy.backbone.forget()
             reference = copy.deepcopy(policy.backbone)
-        self.reference = reference.to(self.device).requires_grad_(False)
+        self.reference = reference.to(policy.device).requires_grad_(False)
         self.ref_config = self.reference.config
 
     def collect_rollouts(
@@ -498,9 +498,16 @@ class PPO(stable_baselines3.PPO):
         buffer = cast("SequenceRolloutBuffer", rollout_buffer)
         before, collect = self.num_timesteps, super().collect_rollouts
 
+        policy = self._text_policy()
+        # What an evaluation has left behind must not decide how this is rounded.
+        policy.forget()
+
         def act() -> bool:
-            with self._observing_on_host(), late_rewards(self, env, buffer):
-                return collect(env, callback, rollout_buffer, n_rollout_steps)
+            try:
+                with self._observing_on_host(), late_rewards(self, env, buffer):
+                    return collect(env, callback, rollout_buffer, n_rollout_steps)
+            finally:
+                policy.unwanted_values = None
 
         goes_on = ranks.agree(act)
         self.num_timesteps = before + sum(ranks.join([self.num_timesteps - before]))
@@ -617,7 +624,7 @@ class PPO(stable_baselines3.PPO):
         if self.ref_config is None:
             return None
         reference = self._text_policy().make_backbone(self.ref_config)
-        return reference.to(self.device).requires_grad_(False)
+        return reference.to(self.policy.device).requires_grad_(False)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

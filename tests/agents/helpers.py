@@ -106,8 +106,12 @@ def roll_out(policy: Any, env: Any, steps: int, deterministic: bool = False) -> 
     return Rollout(actions, log_probs, values, dones, observations)
 
 
-def ragged(rows: list[list[int]]) -> tuple[th.Tensor, th.Tensor]:
-    """Rows of tokens, right-padded with a token that occurs elsewhere, too."""
-    lengths = th.tensor([len(row) for row in rows])
-    width = int(lengths.max())
-    return th.tensor([row + [7] * (width - len(row)) for row in rows]), lengths
+def ragged(rows: list[list[int]]) -> dict[str, npt.NDArray[np.int64]]:
+    """Prompts as observations, right-padded with a token that occurs elsewhere, too."""
+    width = max(map(len, rows))
+    return {
+        "prompt": np.array([row + [7] * (width - len(row)) for row in rows]),
+        "prompt_length": np.array([[len(row)] for row in rows]),
+        "response": np.zeros((len(rows), 1), dtype=np.int64),
+        "response_length": np.zeros((len(rows), 1), dtype=np.int64),
+    }

@@ -32,9 +32,9 @@ def stepped(model: CausalBackbone, steps: int, start: int = 5) -> th.Tensor:
     """The last hidden states of rows that have grown by so many steps."""
     rows = [[start, 6, 7], [8], [9, 10, 11, 12, 13]]
     for step in range(steps):
-        hidden = model.last_hidden(*ragged(rows))
+        hidden = model.next_hidden(ragged(rows))
         rows = [[*row, 20 + step] for row in rows]
-    plain = model.last_hidden(*ragged([row[:-1] for row in rows]), memo=False)
+    plain = model.last_hidden(ragged([row[:-1] for row in rows]))
     th.testing.assert_close(hidden, plain, rtol=1e-5, atol=1e-5)
     return hidden
 
@@ -123,7 +123,7 @@ def test_converted_weights_change_no_rounding(config: Any, monkeypatch: pytest.M
     monkeypatch.setattr(own.decoder, "lay_out", lambda: None)
     rows = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
     for step in range(PACK_AFTER + 4):
-        first, second = (model.last_hidden(*ragged(rows)) for model in (own, laid_out))
+        first, second = (model.next_hidden(ragged(rows)) for model in (own, laid_out))
         assert th.equal(first, second)
         rows = [[*row, 20 + step] for row in rows]
     assert laid_out.decoder.laid_out and not own.decoder.laid_out

@@ -36,7 +36,7 @@ def backbone(request: pytest.FixtureRequest) -> Iterator[CausalBackbone]:
 
 def check(backbone: CausalBackbone, rows: Rows) -> None:
     """The memo must not show in the answer; each row alone, unpadded, is what is true."""
-    answer = backbone.last_hidden(*ragged(rows))
+    answer = backbone.next_hidden(ragged(rows))
     for row, hidden in zip(rows, answer, strict=True):
         expected = backbone.trunk(input_ids=th.tensor([row]), use_cache=False)[0, -1]
         assert (hidden - expected).abs().max() <= 1e-5
@@ -48,7 +48,7 @@ def tokens(rng: np.random.Generator, length: int) -> list[int]:
 
 def test_context_matters(backbone: CausalBackbone) -> None:
     # Or else the tests below could not fail.
-    first, second = backbone.last_hidden(*ragged([[1, 2, 3, 4], [9, 2, 3, 4]]))
+    first, second = backbone.next_hidden(ragged([[1, 2, 3, 4], [9, 2, 3, 4]]))
     assert (first - second).abs().max() > 1e-2
 
 
@@ -157,7 +157,7 @@ def test_a_known_prefix_costs_only_the_rest(backbone: CausalBackbone) -> None:
 
     def cost(rows: Rows) -> int:
         counter.tokens = 0
-        backbone.last_hidden(*ragged(rows))
+        backbone.next_hidden(ragged(rows))
         return counter.tokens
 
     first, second = [*range(1, 21)], [*range(21, 41)]
@@ -171,7 +171,7 @@ def test_a_known_prefix_costs_only_the_rest(backbone: CausalBackbone) -> None:
 
 
 def memo_answer(backbone: CausalBackbone) -> th.Tensor:
-    return backbone.last_hidden(*ragged([[1, 2, 3, 4, 5]]))
+    return backbone.next_hidden(ragged([[1, 2, 3, 4, 5]]))
 
 
 @pytest.mark.parametrize("how", ["step", "load", "replace", "single", "module"])
@@ -195,7 +195,7 @@ def test_weights_that_change_drop_the_memo(backbone: CausalBackbone, how: str) -
     elif how == "module":
         state = {name: value * 1.5 for name, value in backbone.state_dict().items()}
         backbone.load_state_dict(state, assign=True)
-    fresh = backbone.last_hidden(*ragged([[1, 2, 3, 4, 5]]), memo=False)
+    fresh = backbone.last_hidden(ragged([[1, 2, 3, 4, 5]]))
     assert (fresh - stale).abs().max() > 1e-3
     assert (memo_answer(backbone) - fresh).abs().max() <= 1e-5
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch as th
 
-from agents.kv_cache import join_tokens
 from benchmarks.gpu import Options, measure, report
 from benchmarks.measuring import Comparison, Row, Side
 from benchmarks.peers import TransformerExtractor, bare_training, generation, sb3_agent
@@ -90,7 +89,7 @@ def test_extractor_computes_what_our_policy_does() -> None:
         observation, *_ = env.step(np.arange(4) + step)
     tensors = {key: th.as_tensor(value) for key, value in observation.items()}
     with th.no_grad():
-        expected = backbone.last_hidden(*map(th.from_numpy, join_tokens(observation)), memo=False)
+        expected = backbone.last_hidden(observation)
         actual = extractor({key: value.float() for key, value in tensors.items()})
     th.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
