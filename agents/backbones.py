@@ -238,11 +238,14 @@ class CausalBackbone(th.nn.Module):
 
     def _can_remember(self) -> bool:
         """Return whether the model's layers can go on from keys and values of ragged rows."""
-        first = {"prompt": np.array([[0, 1, 0], [1, 0, 0]]), "prompt_length": np.array([[3], [1]])}
-        second = {"response": np.array([[1, 1], [0, 0]]), "response_length": np.array([[2], [1]])}
-        none = {name: np.zeros_like(array) for name, array in second.items()}
+        prompts = np.array([[0, 1, 0], [1, 0, 0]])
+        responses = np.array([[1, 1, 0, 0, 0], [0, 1, 1, 0, 1]])
+        lengths = {"prompt": [[3], [1]], "response": [[2], [5]]}
+        grown = {"prompt": prompts, "response": responses}
+        grown |= {f"{name}_length": np.array(value) for name, value in lengths.items()}
+        start = {**grown, "response_length": np.zeros((2, 1), dtype=np.int64)}
         try:
-            for observation in ({**first, **none}, {**first, **second}):
+            for observation in (start, grown):
                 with th.no_grad():
                     expected = self.last_hidden(observation)
                 if not th.allclose(self.next_hidden(observation), expected, rtol=1e-3, atol=1e-3):

@@ -200,3 +200,19 @@ def test_training_in_bfloat16(tmp_path: Path) -> None:
 def test_other_precisions(autocast: Any) -> None:
     with pytest.raises(ValueError, match=f"autocast must be None or 'bfloat16', .*{autocast}"):
         policy_for(vec_env(), autocast=autocast)
+
+
+def test_failing_forward_leaves_no_layer_in_training() -> None:
+    policy = policy_for(vec_env(), gpt2(), gradient_checkpointing=True)
+    backbone = policy.backbone
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = next(m for n, m in policy.named_modules() if n.endswith(".mlp")).register_forward_hook(
+        fail
+    )
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backbone.trunk(input_ids=th.tensor([[1, 2]]), use_cache=False)
+    handle.remove()
+    assert not any(module.training for module in backbone.modules() if module is not backbone)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from transformers import BloomConfig, GPTNeoConfig, MambaConfig
 
 from agents.backbones import CausalBackbone
 from agents.kv_cache import ALLOCATION_STEP
@@ -211,6 +212,8 @@ def test_every_optimizer_step_is_noticed(optimizer: Any, fused: bool) -> None:
     with th.no_grad():
         stale = policy.get_distribution(observations).log_probs
     policy.evaluate_actions(observations, th.tensor([5, 6]))[1].sum().backward()
+    with th.no_grad():  # remembered again, after the last time that gradients were computed
+        assert th.equal(policy.get_distribution(observations).log_probs, stale)
     policy.optimizer.step()
     with th.no_grad():
         answer = policy.get_distribution(observations).log_probs
@@ -303,3 +306,32 @@ def test_random_episodes(backbone: CausalBackbone) -> None:
                 responses[i] = [*responses[i], 3] if not full else responses[i]
             elif event < 0.95 and not full:
                 responses[i] = [*responses[i], int(rng.integers(1, 50))]
+
+
+@pytest.mark.parametrize("config", ["window", "alibi", "recurrent"])
+def test_models_that_cannot_go_on_from_ragged_rows_compute_all_of_them(config: str) -> None:
+    """GPT-Neo reckons where a query is from the number of keys; others have no keys at all."""
+    settings: dict[str, Any] = {
+        "window": lambda: GPTNeoConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            attention_types=[[["global", "local"], 1]],
+            initializer_range=0.2,
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+        "alibi": lambda: BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=2),
+        "recurrent": lambda: MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2),
+    }
+    with th.no_grad(), pytest.warns(UserWarning, match="each token of a rollout will cost"):
+        backbone = CausalBackbone(settings[config](), VOCAB, 64)
+    rng = np.random.default_rng(8)
+    rows = [tokens(rng, length) for length in (3, 1, 9)]
+    with th.no_grad():
+        for _ in range(6):
+            check(backbone, rows)
+            for row in rows:
+                row += tokens(rng, 1 + int(rng.integers(3)))
+    assert backbone.memo is None

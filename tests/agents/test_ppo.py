@@ -652,3 +652,31 @@ def test_kl_needs_a_transformer() -> None:
         PPO("MlpPolicy", "CartPole-v1").set_reference()
     with pytest.raises(ValueError, match="Policy GptPolicy unknown"):
         PPO("GptPolicy", "CartPole-v1")
+
+
+def test_predictions_before_a_rollout_change_nothing() -> None:
+    """Not even the rounding: what they have remembered and laid out is no rollout's."""
+    observations = make_envs().reset(seed=1)[0]
+    models = []
+    for questions in (0, 8):
+        model = agent().learn(ITERATION)
+        for _ in range(questions):
+            model.predict(observations, deterministic=True)
+        assert model.policy.backbone.decoder.laid_out == (questions > 0)
+        models.append(model.learn(ITERATION, reset_num_timesteps=False))
+    assert same(*map(weights, models))
+
+
+def test_interrupted_last_step_leaves_nothing_to_the_next_question() -> None:
+    model = agent()
+    add = model.rollout_buffer.add
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        if model.rollout_buffer.pos == N_STEPS - 1:
+            raise KeyboardInterrupt
+        add(*args, **kwargs)
+
+    model.rollout_buffer.add = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(ITERATION)
+    assert model.policy.unwanted_values is None
