@@ -209,9 +209,8 @@ def test_failing_forward_leaves_no_layer_in_training() -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    handle = next(m for n, m in policy.named_modules() if n.endswith(".mlp")).register_forward_hook(
-        fail
-    )
+    layer = next(m for n, m in policy.named_modules() if n.endswith(".mlp"))
+    handle = layer.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         backbone.trunk(input_ids=th.tensor([[1, 2]]), use_cache=False)
     handle.remove()
