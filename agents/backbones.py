@@ -84,17 +84,18 @@ class CausalBackbone(th.nn.Module):
         _check_sizes(config, self.model, vocab_size, max_tokens)
         self.hidden_size: int = config.hidden_size
         self.max_tokens = max_tokens
-        self.compiled = compiled
         self.memo: PrefixMemo | None = None
         self._decoder: Decoder | None = None
         self.adapter = None if adapter is None else Adapter(self.model, adapter)
+        # What is checked is the model in float32, by nobody's programs.
         self.autocast: th.dtype | None = None
+        self.compiled = False
         self._checkpointed: list[GradientCheckpointingLayer] = []
         self._check_head()
         self.packs = self._can_pack()
         self.remembers = True
         self.remembers = self._can_remember()
-        self.autocast = autocast
+        self.autocast, self.compiled, self._decoder = autocast, compiled, None
         if gradient_checkpointing:
             self._checkpoint_layers()
 

@@ -95,6 +95,7 @@ def test_layouts(kind: type[LaidOut], bias: bool) -> None:
 def test_layers_that_read_the_same_may_be_asked_in_any_order(order: tuple[int, ...]) -> None:
     layers = [nn.Linear(8, size) for size in (3, 5, 2)]
     laid_out = Cast(layers, th.float32)
+    laid_out.refresh()
     first, second = th.randn(4, 8), th.randn(4, 8)
     for x in (first, second, first):
         for part in order:
@@ -104,6 +105,7 @@ def test_layers_that_read_the_same_may_be_asked_in_any_order(order: tuple[int, .
 def test_layers_are_converted_once_under_autocast() -> None:
     layer = nn.Linear(8, 3)
     laid_out = Cast([layer], th.bfloat16)
+    laid_out.refresh()
     x = th.randn(4, 8)
     with th.autocast("cpu", th.bfloat16):
         assert th.equal(laid_out.output(0, x), layer(x))
@@ -160,6 +162,7 @@ def test_modules_of_other_kinds_are_left_alone() -> None:
     module = nn.Sequential(Own(4, 4), nn.Linear(4, 4))
     twin = Twin(Cast, th.float32)
     copied = twin.of(module)
+    twin.layers[0].refresh()
     assert len(twin.layers) == 1 and next(type(part) for part in copied.children()) is Own
     x = th.randn(2, 4)
     assert th.equal(copied(x), module(x))
