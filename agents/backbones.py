@@ -113,7 +113,7 @@ class CausalBackbone(th.nn.Module):
     def trunk(self, **inputs: Any) -> th.Tensor:
         """Return the last hidden states, (n, tokens, hidden)."""
         if th.is_grad_enabled():
-            self.forget()  # An optimizer may follow, and fused ones leave no trace (see the memo).
+            self.forget()  # An update needs the memory, and changes the weights.
         for layer in self._checkpointed:
             # Their flag alone, not that of what is in them: dropout stays off (see `_recomputed`).
             layer.training = th.is_grad_enabled()

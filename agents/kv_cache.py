@@ -118,7 +118,7 @@ class PrefixMemo:
 
     Args:
         rows: How many rows there are; row i is compared with what row i held before.
-        weights: What the remembered keys and values were computed with (see `weights_version`).
+        weights: What the remembered keys and values were computed with (see `WeightsVersion`).
         store: Where keys and values go. None: into a new one.
         capacity: The positions to make room for at once. 0: it grows with the rows.
         step: Attend to a multiple of so many positions, so that shapes are few.
@@ -256,8 +256,7 @@ def join_tokens(observation: Observation, rows: Any = slice(None)) -> tuple[Toke
         (n, width) with the width of the longest row, and (n,).
     """
     prompt, response = observation["prompt"][rows], observation["response"][rows]
-    prompt_length = observation["prompt_length"][rows]
-    lengths = (prompt_length + observation["response_length"][rows])[:, 0]
+    prompt_length, lengths = observation["prompt_length"][rows], lengths_of(observation)[rows]
     index = np.arange(int(lengths.max()))[None, :]
     from_prompt = prompt[:, np.minimum(index[0], prompt.shape[1] - 1)]
     behind = np.clip(index - prompt_length, 0, response.shape[1] - 1)

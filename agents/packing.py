@@ -18,7 +18,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ATTENTION = "textenvs_packed"
 
-
 # Sequences are set side by side with others at most so many times as long.
 LONGER = 1.5
 
