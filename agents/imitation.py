@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,7 @@ import numpy as np
 import torch as th
 import transformers
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel
 
 from agents import ranks
 from agents.files import atomic_path
@@ -33,7 +24,7 @@ from textenvs.engine import TextEngine
 from textenvs.playing import Episode, ScriptedAgent, play
 from textenvs.tokenization import TokenIds
 
-PROCEDURE = 2  # counts the changes of `_fit`, so that results of an older one are not reused
+PROCEDURE = 2  # counts the changes of `fit`, so that results of an older one are not reused
 IGNORED = -100  # the label of tokens that are not learned
 
 
@@ -164,8 +155,11 @@ def _fit_or_read(
     if file is not None and file.is_file():
         network.load_state_dict(th.load(file, map_location=policy.device, weights_only=True))
     else:
+        # Only now: the Trainer's import takes seconds.
+        from agents.fitting import fit
+
         with preserved_generators():
-            _fit(network, data, settings, progress, policy.device)
+            fit(network, data, _collate, settings, progress, policy.device)
         if file is not None:
             with atomic_path(file) as temporary:
                 th.save(network.state_dict(), temporary)
@@ -175,55 +169,6 @@ def default_cache() -> Path:
     """Return the folder for warm-started weights; `XDG_CACHE_HOME` moves it."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "textenvs" / "warm_start"
-
-
-def _fit(
-    network: PreTrainedModel,
-    data: DemonstrationDataset,
-    settings: Mapping[str, Any],
-    progress: bool,
-    device: th.device,
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=1,
-            per_device_train_batch_size=settings["batch_size"],
-            learning_rate=settings["learning_rate"],
-            lr_scheduler_type="linear",
-            warmup_steps=settings["warmup_steps"],
-            seed=settings["seed"],
-            use_cpu=device.type == "cpu",
-            use_cache=bool(network.config.use_cache),  # or it is off in the model for good
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            dataloader_pin_memory=False,
-        )
-        # Or it takes every GPU that it sees, with a batch for each.
-        arguments._n_gpu = min(1, arguments.n_gpu)
-        trainer = Trainer(model=network, args=arguments, train_dataset=data, data_collator=_collate)
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        if progress:
-            trainer.add_callback(ProgressBar())
-        trainer.train()
-
-
-class ProgressBar(TrainerCallback):
-    """The bar alone: the Trainer's own prints its statistics, too."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show an empty bar."""
-        self._bar = tqdm(total=state.max_steps, desc="warm start", unit="batch", leave=False)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advance it."""
-        self._bar.update()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take it away."""
-        self._bar.close()
 
 
 def _collate(items: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:

@@ -217,8 +217,11 @@ def test_compiled_rollout_is_the_plain_one(config: Any, monkeypatch: pytest.Monk
     compiled_by("aot_eager", monkeypatch)
     env = vec_env("Dialogue-v0", num_envs=3, max_new_tokens=6)
     kwargs: dict[str, Any] = {"allowed_tokens": FEW, "temperature": 0.7, "top_k": 4}
-    policies = [policy_for(env, config(), compile=compile, **kwargs) for compile in (True, False)]
-    other = policy_for(env, config(initializer_range=0.1), compile=True, **kwargs)
+    layers = {"num_hidden_layers": 1}
+    policies = [
+        policy_for(env, config(**layers), compile=compile, **kwargs) for compile in (True, False)
+    ]
+    other = policy_for(env, config(**layers, initializer_range=0.1), compile=True, **kwargs)
     for scale in (1.0, 1.1):
         for policy in policies:
             for parameter in policy.backbone.parameters():

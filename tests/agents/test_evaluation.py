@@ -54,7 +54,7 @@ def test_number_of_environments_changes_nothing_deterministic(env_id: str) -> No
     env = make(env_id, max_new_tokens=8)
     policy = policy_for(env, llama(), allowed_tokens=FEW)
     first, second = (
-        evaluate_split(policy, env, 20, deterministic=True, num_envs=num_envs).episodes
+        evaluate_split(policy, env, 12, deterministic=True, num_envs=num_envs).episodes
         for num_envs in (1, 6)
     )
     for one, other in zip(first, second, strict=True):

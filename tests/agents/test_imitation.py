@@ -93,7 +93,7 @@ def test_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("fitted again")
 
-    monkeypatch.setattr(import_module("agents.imitation"), "_fit", fail)
+    monkeypatch.setattr("agents.fitting.fit", fail)
     warm_start(agent(), passes=1, progress=False, cache=tmp_path)
     changes: list[dict[str, Any]] = [
         {"passes": 2},
@@ -235,13 +235,13 @@ def test_learning_rate_suits_what_the_model_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = []
-    arguments = import_module("agents.imitation").TrainingArguments
+    arguments = import_module("agents.fitting").TrainingArguments
 
     def noted(**kwargs: Any) -> Any:
         rates.append(kwargs["learning_rate"])
         return arguments(**kwargs)
 
-    monkeypatch.setattr("agents.imitation.TrainingArguments", noted)
+    monkeypatch.setattr("agents.fitting.TrainingArguments", noted)
     model = agent()
     warm_start(model, passes=1, progress=False, cache=False)
     model.policy.save_pretrained(tmp_path / "model")

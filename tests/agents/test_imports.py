@@ -19,6 +19,7 @@ LAYERS = {
             "adapters",
             "buffers",
             "files",
+            "fitting",
             "generators",
             "kl",
             "kv_cache",

@@ -30,6 +30,7 @@ from agents import PPO, CheckpointCallback, evaluate_split, ranks, warm_start
 from agents.buffers import Sequence
 from agents.cli import main
 from agents.shaping import score_kl, whiten_rewards
+from tests.agents.helpers import gpt2
 from tests.agents.test_imitation import Spell
 from tests.agents.training import (
     ITERATION,
@@ -105,7 +106,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 def played(case: str) -> Any:
     """An agent with a rollout whose rewards are not settled yet; its reference is another model."""
-    model = make_agent(policy=PLAIN_STEPS, learning_rate=0.02, ent_coef=0.02, **CASES[case])
+    policy = {"model": gpt2(), **PLAIN_STEPS}
+    model = make_agent(policy=policy, learning_rate=0.02, ent_coef=0.02, **CASES[case])
     collect(model)
     vars(model).update(SETTLED)
     model.set_reference()

@@ -149,7 +149,7 @@ def test_large_vocabulary() -> None:
     logits = th.randn(50_257, generator=th.Generator().manual_seed(0)) * 2
     logits[::2] = -th.inf
     log_probs = logits.log_softmax(-1)
-    drawn = th.cat([draw(log_probs, 200, seed) for seed in range(100)])
+    drawn = th.cat([draw(log_probs, 200, seed) for seed in range(20)])
     assert (drawn % 2 == 1).all()
     bins = th.arange(50_257) * 20 // 50_257  # twenty bins of neighbours
     mass = th.zeros(20).scatter_add(0, bins, log_probs.exp())

@@ -36,13 +36,13 @@ def make_agent(
     cls: Any = PPO,
     **kwargs: Any,
 ) -> Any:
-    """An agent of the tiny GPT-2 with few allowed tokens, whose values are not 0."""
+    """An agent of a GPT-2 of one layer with few allowed tokens, whose values are not 0."""
     budgets = {"num_envs": NUM_ENVS, "max_new_tokens": 8, "reward": ["task", "length_penalty"]}
     settings = {"n_steps": N_STEPS, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
     model = cls(
         "TransformerPolicy",
         gym.make_vec("TextGen-v0", **{**budgets, **KINDS[kind], **(env or {})}),
-        policy_kwargs={"model": gpt2(), "allowed_tokens": FEW, **(policy or {})},
+        policy_kwargs={"model": gpt2(n_layer=1), "allowed_tokens": FEW, **(policy or {})},
         **{**settings, "learning_rate": 3e-3, **kwargs},
     )
     generator = th.Generator().manual_seed(1)
