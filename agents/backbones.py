@@ -199,12 +199,10 @@ class CausalBackbone(th.nn.Module):
         self, tokens: th.Tensor, positions: th.Tensor, mask: th.Tensor, cache: RowCache
     ) -> th.Tensor:
         assert self.memo is not None, "Only the memo calls this."
-        if self.model.config._attn_implementation != "sdpa":
-            # Only SDPA takes a boolean mask.
-            lowest = th.finfo(self.model.dtype).min
-            mask = th.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(
-                ~mask, lowest
-            )
+        # To be added to the scores: SDPA would make it of a boolean one in each layer anew, and
+        # other attentions take no boolean one.
+        dtype = self.autocast or self.model.dtype
+        mask = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, th.finfo(dtype).min)
         decoder = self.decoder
         if not decoder.laid_out and (decoder.compiled or self.memo.decoded >= PACK_AFTER):
             decoder.lay_out()
@@ -239,14 +237,17 @@ class CausalBackbone(th.nn.Module):
 
     def _can_remember(self) -> bool:
         """Return whether the model's layers can go on from keys and values of ragged rows."""
-        prompts = np.array([[0, 1, 0], [1, 0, 0]])
-        responses = np.array([[1, 1, 0, 0, 0], [0, 1, 1, 0, 1]])
-        lengths = {"prompt": [[3], [1]], "response": [[2], [5]]}
-        grown = {"prompt": prompts, "response": responses}
-        grown |= {f"{name}_length": np.array(value) for name, value in lengths.items()}
-        start = {**grown, "response_length": np.zeros((2, 1), dtype=np.int64)}
+        # Long prompts grow by little, short ones by much; many, since a wrong row may by chance
+        # differ by little.
+        rows, random = 16, np.random.default_rng(0)
+        fixed = {
+            "prompt": random.integers(0, 2, (rows, 3)),
+            "prompt_length": np.resize([3, 1], (rows, 1)),
+            "response": random.integers(0, 2, (rows, 5)),
+        }
         try:
-            for observation in (start, grown):
+            for lengths in ([0, 0], [2, 5]):
+                observation = {**fixed, "response_length": np.resize(lengths, (rows, 1))}
                 with th.no_grad():
                     expected = self.last_hidden(observation)
                 if not th.allclose(self.next_hidden(observation), expected, rtol=1e-3, atol=1e-3):

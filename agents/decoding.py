@@ -27,6 +27,8 @@ from agents.kv_cache import ALLOCATION_STEP, PrefixMemo, RowCache, Store, Weight
 PACK_AFTER = 4
 # Rows that the layout is made for; it serves any other number, too.
 PACKED_FOR = 256
+# Weights of fewer numbers gain less by the layout than a call of oneDNN costs.
+PACK_FROM = 2**17
 
 LINEAR = (nn.Linear, Conv1D)
 # Layers of a module that read the same input, by the names that most models give them.
@@ -34,20 +36,13 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 _KEYS = count()
 _PACKED: WeakValueDictionary[int, Packed] = WeakValueDictionary()
+
 _LIBRARY = th.library.Library("textenvs", "DEF")
 # Compilers see it as one operation, since they cannot look at oneDNN's own layout.
 _LIBRARY.define("packed_linear(Tensor x, int key, int features) -> Tensor")
 
 
-def _packed_linear(x: th.Tensor, key: int, features: int) -> th.Tensor:
-    layer = _PACKED[key]
-    return cast(
-        "th.Tensor",
-        th.ops.mkldnn._linear_pointwise(x, layer.packed, layer.packed_bias, "none", [], ""),
-    )
-
-
-_LIBRARY.impl("packed_linear", _packed_linear, "CPU")
+_LIBRARY.impl("packed_linear", lambda x, key, features: _PACKED[key].multiply(x), "CPU")
 _LIBRARY.impl(
     "packed_linear", lambda x, key, features: x.new_empty(*x.shape[:-1], features), "Meta"
 )
@@ -118,8 +113,16 @@ class Packed(LaidOut):
 
     def product(self, x: th.Tensor) -> th.Tensor:
         """Return all layers' outputs, one behind the other."""
-        packed_linear = th.ops.textenvs.packed_linear
-        return cast("th.Tensor", packed_linear(x.to(self.dtype), self._key, sum(self._sizes)))
+        x = x.to(self.dtype)
+        if not th.compiler.is_compiling():
+            return self.multiply(x)
+        packed_linear = th.ops.textenvs.packed_linear.default
+        return cast("th.Tensor", packed_linear(x, self._key, sum(self._sizes)))
+
+    def multiply(self, x: th.Tensor) -> th.Tensor:
+        """Return the product, for an `x` in the layout's precision."""
+        linear = th.ops.mkldnn._linear_pointwise.default
+        return cast("th.Tensor", linear(x, self.packed, self.packed_bias, "none", [], ""))
 
 
 class Cast(LaidOut):
@@ -206,7 +209,8 @@ class Twin:
     """Makes a module that shares everything with another but its linear layers.
 
     Args:
-        layout: The layout of their copies. None: they are shared, too.
+        layout: The layout of their copies; small ones stay as they are, as far as they can. None:
+            all are shared, too.
         dtype: The precision of their copies.
     """
 
@@ -233,9 +237,15 @@ class Twin:
                 twin._modules[name] = None if part is None else self.of(part)
         return twin
 
-    def _parts(self, layers: Sequence[nn.Module]) -> list[Part]:
-        assert self._layout is not None
-        self.layers.append(self._layout(layers, self._dtype))
+    def _parts(self, layers: Sequence[nn.Module]) -> Sequence[nn.Module]:
+        layout = self._layout
+        assert layout is not None
+        weights = [_matrix(layer) for layer in layers]
+        if layout is Packed and sum(map(th.Tensor.numel, weights)) < PACK_FROM:
+            if len(layers) == 1 and weights[0].dtype == self._dtype:
+                return layers
+            layout = Cast
+        self.layers.append(layout(layers, self._dtype))
         return [Part(layer, self.layers[-1], i) for i, layer in enumerate(layers)]
 
 

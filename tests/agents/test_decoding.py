@@ -46,6 +46,12 @@ def no_gradients() -> Any:
         yield
 
 
+@pytest.fixture(autouse=True)
+def pack_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that there is something to pack in tiny models."""
+    monkeypatch.setattr(decoding, "PACK_FROM", 0)
+
+
 @pytest.mark.parametrize("config", [gpt2, llama, opt])
 def test_twin_is_made_after_some_steps_and_computes_the_same(config: Any) -> None:
     model = backbone(config())
@@ -152,6 +158,18 @@ def test_twin_shares_hooks_and_everything_but_linear_layers() -> None:
         assert parameter is model.model.base_model.get_parameter(name)
     # Of a layer's seven, three and two are one product each; and there is the head.
     assert len(layers) == 2 * 4 + 1
+
+
+def test_small_layers_are_joined_but_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if layout(CPU, th.float32) is not Packed:
+        pytest.skip("this build of PyTorch has no oneDNN")
+    monkeypatch.setattr(decoding, "PACK_FROM", VOCAB * 32)
+    model = backbone(llama())
+    stepped(model, PACK_AFTER + 2)
+    assert [type(part) for part in model.decoder._layers] == [Cast] * 4 + [Packed]
+    small = Twin(Packed, th.bfloat16)
+    small.of(nn.Sequential(nn.Linear(4, 4)))
+    assert [type(part) for part in small.layers] == [Cast]  # to be converted once
 
 
 def test_modules_of_other_kinds_are_left_alone() -> None:
