@@ -7,6 +7,10 @@ WORKERS ?= auto
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Packages are compiled when they are first imported: all of them at once takes longer than the rest
+# of the installation. So the results have to be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Each test process gets one thread: several processes with a thread per core slow each other down.
 THREADS := $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 )
 
@@ -43,5 +47,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    "$$($(PYTHON) --version 2>&1): run make with PYTHON=/path/to/a/newer/python."; exit 1; }
 	@echo "Installing textenvs and its tools into $(VENV) (minutes the first time) ..."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
