@@ -105,8 +105,8 @@ class Comparison:
     rows: list[Row] = field(default_factory=list)
     most_rounds: int | None = None
 
-    def run(self, sides: Mapping[str, Side], rounds: int = 7) -> Rates:
-        """Run all sides once to warm up, then in rounds; return their rates."""
+    def run(self, sides: Mapping[str, Side], rounds: int = 7, warmups: int = 1) -> Rates:
+        """Run all sides to warm up, then in rounds; return their rates."""
         rounds = min(rounds, self.most_rounds or rounds)
         (name, first), *others = sides.items()
 
@@ -122,9 +122,9 @@ class Comparison:
             rates[name].append(first.work / (time.perf_counter() - started))
 
         rates: Rates = {name: [] for name in sides}
-        self.benchmark.pedantic(timed, setup=before, rounds=rounds, warmup_rounds=1)
-        self.benchmark.extra_info["rates"] = {k: median(v[1:]) for k, v in rates.items()}
-        return {name: values[1:] for name, values in rates.items()}
+        self.benchmark.pedantic(timed, setup=before, rounds=rounds, warmup_rounds=warmups)
+        self.benchmark.extra_info["rates"] = {k: median(v[warmups:]) for k, v in rates.items()}
+        return {name: values[warmups:] for name, values in rates.items()}
 
     def row(self, rates: Rates, ours: str, theirs: str, what: str, against: str, **kw: Any) -> Row:
         """Add the row that compares two sides, by what they do in a second or by what it costs."""

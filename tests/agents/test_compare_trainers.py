@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch as th
 from agents.vec_env import engine_of
 from benchmarks import compare_trainers
 from benchmarks.compare_trainers import ENV_ID, Settings, TaskReward, finished, run, write
+from tests.agents.training import weights
 from textenvs.playing import ScriptedAgent, play
 
 SMALL = Settings(
@@ -35,6 +37,39 @@ def test_run(trainer: str, tmp_path: Path) -> None:
     assert f"| {trainer} | 0 |" in path.with_suffix(".md").read_text()
     with pytest.raises(ValueError, match="other settings"):
         finished(path, Settings())
+
+
+def test_ours_with_unfinished_episodes_is_sb3s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing differs but roundings: the KL penalty, the schedule, the critic are alike."""
+    own = compare_trainers.PPO
+
+    def with_unfinished(*args: Any, **kwargs: Any) -> Any:
+        if "whole_episodes" in kwargs:
+            kwargs["whole_episodes"] = False
+        return own(*args, **kwargs)
+
+    trained: list[dict[str, th.Tensor]] = []
+
+    def kept(train: Any) -> Any:
+        def train_and_keep(start: Any) -> Any:
+            result = train(start)
+            trained.append(weights(result.policy))
+            return result
+
+        return train_and_keep
+
+    monkeypatch.setattr(compare_trainers, "PPO", with_unfinished)
+    monkeypatch.setattr(
+        compare_trainers, "TRAINERS", {k: kept(v) for k, v in compare_trainers.TRAINERS.items()}
+    )
+    results = [run(trainer, 0, SMALL) for trainer in ("ours", "sb3")]
+    still = replace(SMALL, learning_rate=0.0)
+    run("ours", 0, still)
+    ours, theirs, start = trained
+    moved = max(float((value - start[name]).abs().max()) for name, value in ours.items())
+    apart = max(float((value - theirs[name]).abs().max()) for name, value in ours.items())
+    assert moved > 1e-3 and apart < 0.02 * moved
+    assert results[0]["after"]["mean_reward"] == results[1]["after"]["mean_reward"]
 
 
 def test_no_trl(monkeypatch: Any) -> None:
