@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch as th
 from agents.vec_env import engine_of
 from benchmarks import compare_trainers
 from benchmarks.compare_trainers import ENV_ID, Settings, TaskReward, finished, run, write
-from tests.agents.training import weights
+from tests.agents.training import same, weights
 from textenvs.playing import ScriptedAgent, play
 
 SMALL = Settings(
@@ -41,31 +40,23 @@ def test_run(trainer: str, tmp_path: Path) -> None:
 
 def test_ours_with_unfinished_episodes_is_sb3s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nothing differs but roundings: the KL penalty, the schedule, the critic are alike."""
-    own = compare_trainers.PPO
+    ppo, learn = compare_trainers.PPO, compare_trainers.learn
 
     def with_unfinished(*args: Any, **kwargs: Any) -> Any:
-        if "whole_episodes" in kwargs:
-            kwargs["whole_episodes"] = False
-        return own(*args, **kwargs)
+        return ppo(*args, **{**kwargs, "whole_episodes": False})
 
-    trained: list[dict[str, th.Tensor]] = []
+    def learn_and_keep(model: Any, *args: Any) -> Any:
+        seen.append(weights(model.policy))
+        result = learn(model, *args)
+        seen.append(weights(model.policy))
+        return result
 
-    def kept(train: Any) -> Any:
-        def train_and_keep(start: Any) -> Any:
-            result = train(start)
-            trained.append(weights(result.policy))
-            return result
-
-        return train_and_keep
-
+    seen: list[dict[str, th.Tensor]] = []
     monkeypatch.setattr(compare_trainers, "PPO", with_unfinished)
-    monkeypatch.setattr(
-        compare_trainers, "TRAINERS", {k: kept(v) for k, v in compare_trainers.TRAINERS.items()}
-    )
+    monkeypatch.setattr(compare_trainers, "learn", learn_and_keep)
     results = [run(trainer, 0, SMALL) for trainer in ("ours", "sb3")]
-    still = replace(SMALL, learning_rate=0.0)
-    run("ours", 0, still)
-    ours, theirs, start = trained
+    start, ours, same_start, theirs = seen
+    assert same(start, same_start)
     moved = max(float((value - start[name]).abs().max()) for name, value in ours.items())
     apart = max(float((value - theirs[name]).abs().max()) for name, value in ours.items())
     assert moved > 1e-3 and apart < 0.02 * moved

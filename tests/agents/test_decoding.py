@@ -21,6 +21,9 @@ from tests.agents.helpers import roll_out as play
 from tests.agents.test_backbones import opt
 
 CPU = th.device("cpu")
+needs_onednn = pytest.mark.skipif(
+    layout(CPU, th.float32) is not Packed, reason="this build of PyTorch has no oneDNN"
+)
 
 
 def backbone(config: Any, **kwargs: Any) -> CausalBackbone:
@@ -79,11 +82,9 @@ def test_twin_does_not_outlive_the_weights(change: str) -> None:
     assert not model.decoder.laid_out and not model.decoder._layers  # and lets memory go
 
 
-@pytest.mark.parametrize("kind", [Packed, Cast])
+@pytest.mark.parametrize("kind", [pytest.param(Packed, marks=needs_onednn), Cast])
 @pytest.mark.parametrize("bias", [False, True])
 def test_layouts(kind: type[LaidOut], bias: bool) -> None:
-    if kind is Packed and layout(CPU, th.float32) is not Packed:
-        pytest.skip("this build of PyTorch has no oneDNN")
     layers = [nn.Linear(8, size, bias=bias and size != 5) for size in (3, 5, 2)]
     laid_out = kind(layers, th.float32)
     for _ in range(2):
@@ -160,9 +161,8 @@ def test_twin_shares_hooks_and_everything_but_linear_layers() -> None:
     assert len(layers) == 2 * 4 + 1
 
 
+@needs_onednn
 def test_small_layers_are_joined_but_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    if layout(CPU, th.float32) is not Packed:
-        pytest.skip("this build of PyTorch has no oneDNN")
     monkeypatch.setattr(decoding, "PACK_FROM", VOCAB * 32)
     model = backbone(llama())
     stepped(model, PACK_AFTER + 2)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+import pytest
 
 from agents import PPO, evaluate_split, warm_start
 from tests.agents.helpers import llama
@@ -37,7 +38,8 @@ class Touch(Task):
         return [float(t.response == t.example.data["answer"]) for t in transcripts]
 
 
-def test_reward_of_held_out_examples_rises() -> None:
+@pytest.mark.parametrize("kl_coef", [0.0, 0.01])
+def test_reward_of_held_out_examples_rises(kl_coef: float) -> None:
     train: Any = gym.make_vec("TextGen-v0", num_envs=32, task=Touch)
     test = gym.make("TextGen-v0", task=Touch, split="test")
     model = PPO(
@@ -46,7 +48,7 @@ def test_reward_of_held_out_examples_rises() -> None:
         learning_rate=3e-3,
         n_steps=4,
         batch_size=64,
-        kl_coef=0.01,
+        kl_coef=kl_coef,
         seed=0,
         device="cpu",
         policy_kwargs={"model": llama(initializer_range=0.05)},
@@ -61,21 +63,21 @@ def test_reward_of_held_out_examples_rises() -> None:
 
 
 def test_textgen_learns_beyond_its_warm_start() -> None:
-    train: Any = gym.make_vec("TextGen-v0", num_envs=32, split="train[:25%]", max_prompt_tokens=24)
+    train: Any = gym.make_vec("TextGen-v0", num_envs=64, split="train[:25%]", max_prompt_tokens=24)
     test = gym.make("TextGen-v0", split="test", max_prompt_tokens=24)
     model = PPO(
         "TransformerPolicy",
         train,
         learning_rate=1e-3,
         n_steps=64,
-        batch_size=256,
+        batch_size=512,
         kl_coef=0.02,
         seed=0,
         device="cpu",
     )
     warm_start(model, passes=2, progress=False, cache=False)
     before = evaluate_split(model, test, max_examples=128)
-    model.learn(4 * 32 * 64)
+    model.learn(4 * 64 * 64)
     after = evaluate_split(model, test, max_examples=128)
     assert after.mean - before.mean > 4 * (before.standard_error + after.standard_error)
     # Not by saying one thing, nor by never coming to an end.
