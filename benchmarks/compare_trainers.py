@@ -6,7 +6,8 @@ For each seed, one tiny model is warm-started, and each trainer starts from thes
 the same prompts, reward, budget of response tokens, updates, epochs, minibatches, learning rate
 (linear to 0), clipping, gamma, lambda, KL penalty and temperature; NOTES says what is left. What a
 trainer made of the model is put into a `TransformerPolicy` and plays the held-out examples, each
-once. Runs that are in the results already are not repeated.
+several times: the chance of a single sampling would hide differences of this size. Runs that are
+in the results already are not repeated.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from agents import (
     evaluate_split,
     warm_start,
 )
+from agents.evaluation import Predictor, summarize
 from agents.files import write_text
 from agents.kl import estimate_kl
 from agents.runs import write_json
@@ -106,6 +108,8 @@ class Settings:
     """Of the sampling, in training and in evaluation."""
     eval_examples: int | None = None
     """How many held-out examples to play. Default: all 500."""
+    eval_samples: int = 16
+    """How many responses to sample for each of them."""
 
     @property
     def update_tokens(self) -> int:
@@ -440,11 +444,11 @@ def run(trainer: str, seed: int, settings: Settings) -> dict[str, Any]:
             device="cpu",
         )
         warm_start(model, settings.warm_start, progress=False, seed=seed)
-        before = evaluate_split(model, held_out, settings.eval_examples).summary()
+        before = evaluate(model, held_out, settings)
         model._text_policy().save_pretrained(weights)
         start = Start(weights, settings, seed, before["response_tokens"])
         trained = TRAINERS[trainer](start)
-        after = evaluate_split(trained.policy, held_out, settings.eval_examples).summary()
+        after = evaluate(trained.policy, held_out, settings)
     return {
         "trainer": trainer,
         "seed": seed,
@@ -455,6 +459,18 @@ def run(trainer: str, seed: int, settings: Settings) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(trainer),
     }
+
+
+def evaluate(model: Predictor, held_out: gym.Env[Any, Any], settings: Settings) -> dict[str, Any]:
+    """Play each held-out example several times; return `Evaluation.summary` of it all."""
+    evaluations = [
+        evaluate_split(model, held_out, settings.eval_examples, seed=seed)
+        for seed in range(settings.eval_samples)
+    ]
+    summary = summarize([record for e in evaluations for record in e.records()])
+    examples = np.mean([e.rewards for e in evaluations], axis=0)
+    summary["standard_error"] = float(examples.std(ddof=1) / math.sqrt(len(examples)))
+    return summary
 
 
 def versions(trainer: str) -> str:
@@ -528,10 +544,9 @@ def difference(results: list[dict[str, Any]], other: str) -> str:
         return ""
     ours, theirs = ([after[name, seed] for seed in seeds] for name in ("ours", other))
     gains = [a["mean_reward"] - b["mean_reward"] for a, b in zip(ours, theirs, strict=True)]
-    error = math.hypot(pooled(ours)[1], pooled(theirs)[1])
-    text = f"- ours less {other}, same seed: {np.mean(gains):+.3f} ± {error:.3f} over examples"
+    text = f"- ours less {other}, same seed and examples: {np.mean(gains):+.3f}"
     if len(gains) > 1:
-        text += f", ± {np.std(gains, ddof=1) / math.sqrt(len(gains)):.3f} over seeds"
+        text += f" ± {np.std(gains, ddof=1) / math.sqrt(len(gains)):.3f} over seeds"
     return text + f" ({', '.join(f'{gain:+.3f}' for gain in gains)})"
 
 

@@ -19,7 +19,14 @@ from tests.agents.training import same, weights
 from textenvs.playing import ScriptedAgent, play
 
 SMALL = Settings(
-    tokens=512, warm_start=0, num_envs=4, n_steps=64, epochs=2, minibatches=2, eval_examples=4
+    tokens=512,
+    warm_start=0,
+    num_envs=4,
+    n_steps=64,
+    epochs=2,
+    minibatches=2,
+    eval_examples=4,
+    eval_samples=2,
 )
 
 
