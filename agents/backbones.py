@@ -189,6 +189,13 @@ class CausalBackbone(th.nn.Module):
             self._decoder = Decoder(self.model, self.autocast, self.compiled, self.max_tokens)
         return self._decoder
 
+    def begin(self, rows: int, steps: int) -> None:
+        """Drop what is remembered, and prepare for so many steps with so many rows."""
+        self.forget()
+        if self.remembers:
+            self.memo = self.decoder.new_memo(rows, self.decoder.weights_version())
+            self.memo.expected = steps
+
     def forget(self) -> None:
         """Drop the memo, and what rollouts hold of the weights."""
         self.memo = None
@@ -204,7 +211,8 @@ class CausalBackbone(th.nn.Module):
         dtype = self.autocast or self.model.dtype
         mask = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, th.finfo(dtype).min)
         decoder = self.decoder
-        if not decoder.laid_out and (decoder.compiled or self.memo.decoded >= PACK_AFTER):
+        steps = max(self.memo.decoded, self.memo.expected)
+        if not decoder.laid_out and (decoder.compiled or steps >= PACK_AFTER):
             decoder.lay_out()
         return decoder.trunk(tokens, positions, mask, cache)
 

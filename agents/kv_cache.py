@@ -136,6 +136,7 @@ class PrefixMemo:
         self.weights = weights
         self.store = Store() if store is None else store
         self.decoded = 0  # steps so far
+        self.expected = 0  # steps that there will be, as far as is known
         self._step = step
         self._capacity = _rounded(capacity + 1, ALLOCATION_STEP)
         self._seen: dict[str, Tokens] = {}
@@ -265,10 +266,16 @@ def join_tokens(observation: Observation, rows: Any = slice(None)) -> tuple[Toke
 
 
 def _last_tokens(observation: Observation) -> Tokens:
-    prompt_last, response_last = (observation[f"{k}_length"] - 1 for k in ("prompt", "response"))
-    from_prompt = np.take_along_axis(observation["prompt"], np.maximum(prompt_last, 0), 1)
-    from_response = np.take_along_axis(observation["response"], np.maximum(response_last, 0), 1)
-    return cast("Tokens", np.where(response_last < 0, from_prompt, from_response)[:, 0])
+    prompt_last, response_last = (
+        observation[f"{key}_length"][:, 0] - 1 for key in ("prompt", "response")
+    )
+    rows = np.arange(len(prompt_last))
+    # An index of -1 is not what is looked for, but exists.
+    from_prompt, from_response = (
+        observation["prompt"][rows, prompt_last],
+        observation["response"][rows, response_last],
+    )
+    return np.where(response_last < 0, from_prompt, from_response)
 
 
 def _rounded(value: int, step: int) -> int:

@@ -19,7 +19,14 @@ from torch import nn
 from agents import ranks
 from agents.backbones import CausalBackbone, ModelSpec
 from agents.files import atomic_path
-from agents.sampling import LOGITS_AT_A_TIME, Sampling, TokenDistribution, in_chunks, uniform
+from agents.sampling import (
+    LOGITS_AT_A_TIME,
+    Sampling,
+    TokenDistribution,
+    in_chunks,
+    token_log_probs,
+    uniform,
+)
 from textenvs.spaces import TokenSpace
 
 if TYPE_CHECKING:
@@ -205,10 +212,12 @@ class TransformerPolicy(ActorCriticPolicy):
         hidden = self.action_hidden(self.backbone, obs)
 
         def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-            distribution = self._distribution(hidden, tokens)
-            with th.set_grad_enabled(th.is_grad_enabled() and entropy_gradient):
-                entropy = distribution.entropy()
-            return distribution.log_prob(tokens), entropy
+            if entropy_gradient:
+                distribution = self._distribution(hidden, tokens)
+                return distribution.log_prob(tokens), distribution.entropy()
+            logits = self._logits(hidden)
+            scores = self.sampling.scores(logits, self._allowed_or_none(), keep=tokens)
+            return token_log_probs(scores, tokens)
 
         log_prob, entropy = in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)
         if self.value_backbone is not None:
@@ -257,6 +266,13 @@ class TransformerPolicy(ActorCriticPolicy):
         self.training = mode
         if mode:
             self.forget()
+
+    def begin_rollout(self, num_envs: int, steps: int) -> None:
+        """Drop all keys and values, and prepare for so many steps of so many environments."""
+        self.forget()
+        if self.use_cache:
+            for backbone in filter(None, (self.backbone, self.value_backbone)):
+                backbone.begin(num_envs, steps)
 
     def forget(self) -> None:
         """Drop all keys and values."""
@@ -332,11 +348,14 @@ class TransformerPolicy(ActorCriticPolicy):
         keep: th.Tensor | None = None,
         head: Callable[[th.Tensor], th.Tensor] | None = None,
     ) -> TokenDistribution:
-        logits = (head or self.backbone.head)(hidden)
-        if logits.shape[-1] > self.vocab_size:
-            # The model's vocabulary is padded; those logits are never sampled.
-            logits = logits[:, : self.vocab_size]
+        logits = self._logits(hidden, head)
         return TokenDistribution(self.sampling.log_probs(logits, self._allowed_or_none(), keep))
+
+    def _logits(
+        self, hidden: th.Tensor, head: Callable[[th.Tensor], th.Tensor] | None = None
+    ) -> th.Tensor:
+        # A model's vocabulary may be padded; those logits are never sampled.
+        return (head or self.backbone.head)(hidden)[:, : self.vocab_size]
 
     def _next_distribution(self, hidden: th.Tensor) -> TokenDistribution:
         """Return the distribution over the next token, by what rollouts run the head by."""

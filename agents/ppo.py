@@ -500,7 +500,7 @@ class PPO(stable_baselines3.PPO):
 
         policy = self._text_policy()
         # What an evaluation has left behind must not decide how this is rounded.
-        policy.forget()
+        policy.begin_rollout(env.num_envs, n_rollout_steps)
 
         def act() -> bool:
             try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -44,7 +45,13 @@ class Sampling:
     def log_probs(
         self, logits: th.Tensor, allowed: th.Tensor | None, keep: th.Tensor | None = None
     ) -> th.Tensor:
-        """Return the log-probabilities of the processed distribution, in float32.
+        """Return the log-probabilities of the processed distribution; see `scores`."""
+        return F.log_softmax(self.scores(logits, allowed, keep), dim=-1)
+
+    def scores(
+        self, logits: th.Tensor, allowed: th.Tensor | None, keep: th.Tensor | None = None
+    ) -> th.Tensor:
+        """Return the logits of the processed distribution, in float32; -inf is impossible.
 
         Args:
             logits: (n, vocabulary), of any float type.
@@ -65,7 +72,7 @@ class Sampling:
             tail = probs.cumsum(dim=-1) - probs >= self.top_p
             outside = th.zeros_like(tail).scatter(-1, order, tail)
             scores = scores.masked_fill(_unless_kept(outside, keep), -th.inf)
-        return F.log_softmax(scores, dim=-1)
+        return scores
 
 
 def _unless_kept(removed: th.Tensor, keep: th.Tensor | None) -> th.Tensor:
@@ -134,6 +141,45 @@ class TokenDistribution(Distribution):
         """Set the log-probabilities, draw, and return the tokens with their log-probabilities."""
         actions = self.actions_from_params(log_probs)
         return actions, self.log_prob(actions)
+
+
+class _TokenLogProbs(th.autograd.Function):
+    """What `token_log_probs` computes, with a backward that passes over the vocabulary once.
+
+    It keeps the probabilities, which the entropy needs anyway, where `log_softmax` would keep its
+    output and exponentiate it again, and `gather` make zeros to add to.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        log_probs = F.log_softmax(scores, dim=-1)
+        chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+        probs = log_probs.exp()
+        ctx.save_for_backward(probs, tokens)
+        # In place, since these are large; what is impossible counts as 0 times infinity.
+        entropy = -log_probs.mul_(probs).nansum(dim=-1)
+        ctx.mark_non_differentiable(entropy)
+        return chosen, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor, None]:
+        probs, tokens = ctx.saved_tensors
+        gradient = gradients[0][:, None]
+        return (probs * -gradient).scatter_add_(-1, tokens[:, None], gradient), None
+
+
+def token_log_probs(scores: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """Return tokens' log-probabilities and the entropies, (n,) both; these without gradients.
+
+    A `TokenDistribution` gives the same, and entropies with gradients.
+
+    Args:
+        scores: (n, vocabulary) float32; see `Sampling.scores`.
+        tokens: (n,)
+    """
+    log_probs, entropies = cast("Any", _TokenLogProbs.apply)(scores, tokens)
+    return log_probs, entropies
 
 
 def uniform(like: th.Tensor) -> th.Tensor:

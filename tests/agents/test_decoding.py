@@ -68,6 +68,19 @@ def test_twin_is_made_after_some_steps_and_computes_the_same(config: Any) -> Non
     th.testing.assert_close(model.decoder.head(hidden), model.head(hidden), rtol=1e-5, atol=1e-5)
 
 
+def test_twin_is_made_at_once_for_many_steps() -> None:
+    model = backbone(llama())
+    model.begin(rows=3, steps=PACK_AFTER)
+    stepped(model, 1)
+    assert model.decoder.laid_out
+    model.begin(rows=3, steps=PACK_AFTER - 1)
+    stepped(model, 1)
+    assert not model.decoder.laid_out
+    model.begin(rows=3, steps=PACK_AFTER)
+    model.load_state_dict({name: value * 1.3 for name, value in model.state_dict().items()})
+    stepped(model, 1)  # which compares with the plain way
+
+
 @pytest.mark.parametrize("change", ["in place", "replaced"])
 def test_twin_does_not_outlive_the_weights(change: str) -> None:
     model = backbone(llama())

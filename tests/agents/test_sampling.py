@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from torch.distributions import Categorical
 
-from agents.sampling import Sampling, TokenDistribution, in_chunks
+from agents.sampling import Sampling, TokenDistribution, in_chunks, token_log_probs
 from tests.agents.training import LargestTensor
 
 # Standard normal quantile of 1 - 1e-6, for Wilson-Hilferty's approximation of chi-square's.
@@ -168,6 +168,25 @@ def test_entropy_and_log_prob_are_those_of_a_categorical() -> None:
     (gradient,) = th.autograd.grad(ours.entropy().sum() + ours.log_prob(tokens).sum(), logits)
     assert th.isfinite(gradient).all() and (gradient[:, ::3] == 0).all()
     assert gradient[:, 1::3].abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0.7, top_k=9), Sampling(top_p=0.6)]
+)
+def test_tokens_are_scored_as_by_the_distribution(sampling: Sampling) -> None:
+    random = th.Generator().manual_seed(0)
+    logits = th.randn(8, 40, generator=random) * 3
+    logits.requires_grad_()
+    tokens, weights = th.randint(40, (8,), generator=random), th.randn(8, generator=random)
+    scores = sampling.scores(logits, None, keep=tokens)
+    log_probs, entropies = token_log_probs(scores, tokens)
+    plain = TokenDistribution(sampling.log_probs(logits, None, keep=tokens))
+    assert th.equal(log_probs, plain.log_prob(tokens))
+    assert th.allclose(entropies, plain.entropy(), atol=1e-6)
+    assert not entropies.requires_grad
+    (gradient,) = th.autograd.grad((weights * log_probs).sum(), logits)
+    (expected,) = th.autograd.grad((weights * plain.log_prob(tokens)).sum(), logits)
+    assert th.allclose(gradient, expected, atol=1e-6)
 
 
 def test_mode_is_the_most_likely_token() -> None:
