@@ -27,8 +27,8 @@ from transformers import (
 
 from agents import PPO, GymnasiumVecEnv
 from agents.buffers import SequenceRolloutBuffer
-from benchmarks.compare_trainers import TRL_PLAIN, import_trl, prompt_tokens
 from benchmarks.measuring import Side
+from benchmarks.trainers import TRL_PLAIN, import_trl, prompt_tokens
 from benchmarks.workload import LEARNING_RATE, FixedLengths, Shape, draw_lengths, word_tokenizer
 from textenvs.engine import TextEngine
 

@@ -13,8 +13,9 @@ import pytest
 import torch as th
 
 from agents.vec_env import engine_of
-from benchmarks import compare_trainers
-from benchmarks.compare_trainers import ENV_ID, Settings, TaskReward, finished, run, write
+from benchmarks import trainers
+from benchmarks.compare_trainers import finished, run, write
+from benchmarks.trainers import ENV_ID, Settings, TaskReward
 from tests.agents.training import same, weights
 from textenvs.playing import ScriptedAgent, play
 
@@ -47,7 +48,7 @@ def test_run(trainer: str, tmp_path: Path) -> None:
 
 def test_ours_with_unfinished_episodes_is_sb3s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nothing differs but roundings: the KL penalty, the schedule, the critic are alike."""
-    ppo, learn = compare_trainers.PPO, compare_trainers.learn
+    ppo, learn = trainers.PPO, trainers.learn
 
     def with_unfinished(*args: Any, **kwargs: Any) -> Any:
         return ppo(*args, **{**kwargs, "whole_episodes": False})
@@ -59,8 +60,8 @@ def test_ours_with_unfinished_episodes_is_sb3s(monkeypatch: pytest.MonkeyPatch) 
         return result
 
     seen: list[dict[str, th.Tensor]] = []
-    monkeypatch.setattr(compare_trainers, "PPO", with_unfinished)
-    monkeypatch.setattr(compare_trainers, "learn", learn_and_keep)
+    monkeypatch.setattr(trainers, "PPO", with_unfinished)
+    monkeypatch.setattr(trainers, "learn", learn_and_keep)
     results = [run(trainer, 0, SMALL) for trainer in ("ours", "sb3")]
     start, ours, same_start, theirs = seen
     assert same(start, same_start)
@@ -73,7 +74,7 @@ def test_ours_with_unfinished_episodes_is_sb3s(monkeypatch: pytest.MonkeyPatch) 
 def test_no_trl(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "trl.experimental.ppo", None)
     with pytest.raises(ImportError, match=r"textenvs\[bench\]"):
-        compare_trainers.import_trl()
+        trainers.import_trl()
 
 
 def test_reward_model_is_the_environment() -> None:
