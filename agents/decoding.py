@@ -84,7 +84,10 @@ class LaidOut:
         return output
 
     def _weight(self) -> th.Tensor:
-        return th.cat([_matrix(layer) for layer in self._layers]).to(self.dtype).contiguous()
+        """Return all layers' weights, to be read only: a single layer's is no copy."""
+        weights = [_matrix(layer) for layer in self._layers]
+        weight = weights[0] if len(weights) == 1 else th.cat(weights)
+        return weight.to(self.dtype).contiguous()
 
     def _bias(self) -> th.Tensor | None:
         if not any(_has_bias(layer) for layer in self._layers):
