@@ -40,6 +40,12 @@ def vader() -> Scorer:
     return lambda text, others: float(analyzer.polarity_scores(text)["compound"])
 
 
+def start(text: str, rng: np.random.Generator) -> str:
+    """Return a text's first words."""
+    words = text.split()
+    return " ".join(words[: rng.integers(1, len(words) + 1)])
+
+
 LIBRARIES = {
     "bleu": sacrebleu_bleu,
     "chrf": sacrebleu_chrf,
@@ -54,13 +60,17 @@ def test_scoring(compare: Comparison, reward: str, small: bool) -> None:
     engine = engine_of(gym.make("TextGen-v0"))
     count = 8 if small else 256
     rng = np.random.default_rng(0)
-    # Responses are the references of other examples, cut off at random.
-    texts = [engine.examples[i].references[0].split() for i in rng.integers(100, size=count)]
-    responses = [" ".join(words[: rng.integers(1, len(words) + 1)]) for words in texts]
-    transcripts = [
-        Transcript(example, (Turn("user", example.prompt), Turn("agent", response)))
-        for example, response in zip(engine.examples, responses, strict=False)
-    ]
+    transcripts: list[Transcript] = []
+
+    def respond() -> None:
+        """Make responses that nobody has seen: the starts of two references each."""
+        picks = rng.integers(100, size=(2, count))
+        starts = ([start(engine.examples[i].references[0], rng) for i in row] for row in picks)
+        transcripts[:] = [
+            Transcript(example, (Turn("user", example.prompt), Turn("agent", " ".join(words))))
+            for example, *words in zip(engine.examples, *starts, strict=False)
+        ]
+
     (term,) = resolve_rewards(reward, engine.task)
     library = LIBRARIES[reward]()
     scores: dict[str, list[float]] = {}
@@ -71,7 +81,7 @@ def test_scoring(compare: Comparison, reward: str, small: bool) -> None:
     def one_at_a_time() -> None:
         scores["library"] = [library(t.response, t.references) for t in transcripts]
 
-    sides = {"ours": Side(batched, count), "library": Side(one_at_a_time, count)}
+    sides = {"ours": Side(batched, count), "library": Side(one_at_a_time, count, respond)}
     rates = compare.run(sides)
     assert scores["ours"] == pytest.approx(scores["library"])
     against = "its library, one sentence at a time"

@@ -94,9 +94,7 @@ def _compare(
 
 
 def _bleu(response: str, references: Sequence[str]) -> float:
-    import sacrebleu
-
-    return sacrebleu.sentence_bleu(response, references, use_effective_order=True).score / 100
+    return float(_bleu_scorer().sentence_score(response, references).score) / 100
 
 
 def _chrf(response: str, references: Sequence[str]) -> float:
@@ -114,15 +112,28 @@ def _exact_match(response: str, references: Sequence[str]) -> float:
     return float(response in references)
 
 
+# To make one takes longer than to score a sentence.
+@lru_cache(maxsize=1)
+def _bleu_scorer() -> Any:
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(effective_order=True)
+
+
 @lru_cache(maxsize=1)
 def _rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import DefaultTokenizer
     except ImportError as error:
         raise ImportError(
             'rouge_l needs the package rouge_score: pip install "textenvs[metrics]".'
         ) from error
-    return RougeScorer(["rougeL"], use_stemmer=True)
+
+    tokenizer = DefaultTokenizer(use_stemmer=True)
+    # References come up again and again, and stemming them is most of the work.
+    tokenizer.tokenize = lru_cache(maxsize=4096)(tokenizer.tokenize)
+    return RougeScorer(["rougeL"], tokenizer=tokenizer)
 
 
 # A task asks twice, for the reward and for the success.
