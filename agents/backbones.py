@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,7 +85,9 @@ class CausalBackbone(th.nn.Module):
         _check_sizes(config, self.model, vocab_size, max_tokens)
         self.hidden_size: int = config.hidden_size
         self.max_tokens = max_tokens
-        self.memo: PrefixMemo | None = None
+        self.memo: PrefixMemo | None = None  # of rollouts
+        self._aside: PrefixMemo | None = None  # of predictions
+        self._steps = 0  # that a rollout will have, as far as is known
         self._decoder: Decoder | None = None
         self.adapter = None if adapter is None else Adapter(self.model, adapter)
         # What is checked is the model in float32, by nobody's programs.
@@ -160,7 +163,7 @@ class CausalBackbone(th.nn.Module):
         hidden = self.trunk(input_ids=tokens, use_cache=False)
         return hidden[th.arange(len(tokens), device=tokens.device), lengths - 1]
 
-    def next_hidden(self, observation: Observation) -> th.Tensor:
+    def next_hidden(self, observation: Observation, aside: bool = False) -> th.Tensor:
         """Return the hidden state at each row's last token, (n, hidden), without gradients.
 
         What is remembered of the last call's rows is used and renewed. It is forgotten when the
@@ -168,19 +171,37 @@ class CausalBackbone(th.nn.Module):
 
         Args:
             observation: See `last_hidden`, which gives the same, up to rounding.
+            aside: Whether to leave alone what a rollout remembers, and how it is rounded.
         """
         if not self.remembers or (self.adapter is not None and not self.adapter.enabled):
             # What is remembered is of the model with its adapter.
             with th.no_grad():
                 return self.last_hidden(observation)
-        decoder = self.decoder
-        version, rows = decoder.weights_version(), len(observation["prompt"])
-        if self.memo is None or self.memo.rows != rows or self.memo.weights != version:
-            self.forget()
-            self.memo = decoder.new_memo(rows, version)
-        with th.inference_mode(not decoder.compiled), th.no_grad():
-            hidden = self.memo.last_hidden(self._cached_forward, observation, self.model.device)
+        memo = self._memo(len(observation["prompt"]), aside)
+        steps = max(memo.decoded, 0 if aside else self._steps)
+        if self.decoder.compiled or steps >= PACK_AFTER:
+            self.decoder.lay_out(memo.weights)
+        else:
+            self.decoder.stay_plain()
+        with th.inference_mode(not self.decoder.compiled), th.no_grad():
+            hidden = memo.last_hidden(self._cached_forward, observation, self.model.device)
         return hidden.clone()  # an ordinary tensor
+
+    def _memo(self, rows: int, aside: bool) -> PrefixMemo:
+        """Return the memo at hand, or a new one if it is of other rows or weights."""
+        version = self.decoder.weights_version()
+        memo = self._aside if aside else self.memo
+        if memo is not None and memo.weights != version:
+            self.forget()
+        elif memo is not None and memo.rows == rows:
+            return memo
+        if aside:
+            self._aside = None  # its memory first
+            self._aside = memo = self.decoder.new_memo(rows, version, "aside")
+        else:
+            self.memo = None
+            self.memo = memo = self.decoder.new_memo(rows, version)
+        return memo
 
     @property
     def decoder(self) -> Decoder:
@@ -189,32 +210,26 @@ class CausalBackbone(th.nn.Module):
             self._decoder = Decoder(self.model, self.autocast, self.compiled, self.max_tokens)
         return self._decoder
 
-    def begin(self, rows: int, steps: int) -> None:
-        """Drop what is remembered, and prepare for so many steps with so many rows."""
+    def begin(self, steps: int) -> None:
+        """Forget everything, and prepare for a rollout of so many steps."""
         self.forget()
-        if self.remembers:
-            self.memo = self.decoder.new_memo(rows, self.decoder.weights_version())
-            self.memo.expected = steps
+        self._steps = steps
 
     def forget(self) -> None:
-        """Drop the memo, and what rollouts hold of the weights."""
-        self.memo = None
+        """Drop what is remembered, and what rollouts hold of the weights."""
+        self.memo = self._aside = None
+        self._steps = 0
         if self._decoder is not None:
             self._decoder.forget()
 
     def _cached_forward(
         self, tokens: th.Tensor, positions: th.Tensor, mask: th.Tensor, cache: RowCache
     ) -> th.Tensor:
-        assert self.memo is not None, "Only the memo calls this."
         # To be added to the scores: SDPA would make it of a boolean one in each layer anew, and
         # other attentions take no boolean one.
         dtype = self.autocast or self.model.dtype
         mask = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, th.finfo(dtype).min)
-        decoder = self.decoder
-        steps = max(self.memo.decoded, self.memo.expected)
-        if not decoder.laid_out and (decoder.compiled or steps >= PACK_AFTER):
-            decoder.lay_out()
-        return decoder.trunk(tokens, positions, mask, cache)
+        return self.decoder.trunk(tokens, positions, mask, cache)
 
     def _checkpoint_layers(self) -> None:
         if not self.model.supports_gradient_checkpointing:
@@ -313,14 +328,17 @@ def _load(model: ModelSpec) -> PreTrainedModel:
             "checkpoint: save it with save_pretrained and pass the folder."
         )
     try:
-        return cast(
-            "PreTrainedModel", AutoModelForCausalLM.from_pretrained(model, dtype=th.float32)
-        )
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=th.float32)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"No causal language model could be loaded from {str(model)!r}. Expected 'tiny', a "
             "folder written by save_pretrained, or a hub id (needs a connection or a cached copy)."
         ) from error
+    # They lie where the file had them. How a product is rounded may depend on the alignment, and a
+    # resumed run has them in memory of its own.
+    for tensor in chain(loaded.parameters(), loaded.buffers()):
+        tensor.data = tensor.data.clone()
+    return loaded
 
 
 def _check_sizes(

@@ -34,6 +34,8 @@ LINEAR = (nn.Linear, Conv1D)
 # Layers of a module that read the same input, by the names that most models give them.
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
+Modules = tuple[nn.Module, nn.Module]  # trunk and head
+
 _KEYS = count()
 _PACKED: WeakValueDictionary[int, Packed] = WeakValueDictionary()
 
@@ -209,11 +211,10 @@ def layout(device: th.device, dtype: th.dtype) -> type[LaidOut] | None:
 
 
 class Twin:
-    """Makes a module that shares everything with another but its linear layers.
+    """Makes a module that shares everything with another but its large linear layers.
 
     Args:
-        layout: The layout of their copies; small ones stay as they are, as far as they can. None:
-            all are shared, too.
+        layout: The layout of their copies. None: they are shared, too.
         dtype: The precision of their copies.
     """
 
@@ -268,43 +269,59 @@ class Decoder:
     ) -> None:
         self.weights_version = WeightsVersion(model)
         self.compiled = compiled
-        self.laid_out = False
+        self.laid_out = False  # whether the copies are what runs
+        self._copied: object = None  # the version of the weights that they are of
         self._model = model
         self._autocast = autocast
         self._positions = positions
         self._made_for: tuple[th.device, th.dtype] | None = None
         self._layers: list[LaidOut] = []
-        self._trunk: nn.Module = model.base_model
-        self._head: nn.Module = model.get_output_embeddings()
-        self._stores: dict[int, Store] = {}
+        self._own: Modules = (model.base_model, model.get_output_embeddings())
+        self._twins: Modules = self._own
+        self._trunk, self._head = self._own
+        self._stores: dict[Hashable, Store] = {}
         self._programs: dict[Hashable, Callable[..., Any]] = {}
 
     def __reduce__(self) -> Any:
         """Give a copy of a model no decoder: it makes its own."""
         return type(None), ()
 
-    def new_memo(self, rows: int, weights: object) -> PrefixMemo:
-        """Return an empty memo; programs go on with the memory that they were captured with."""
+    def new_memo(self, rows: int, weights: object, purpose: Hashable = None) -> PrefixMemo:
+        """Return an empty memo; programs go on with the memory that they were captured with.
+
+        Args:
+            rows: See `PrefixMemo`.
+            weights: Likewise.
+            purpose: Memos of different purposes share no memory.
+        """
         if not self.compiled:
             return PrefixMemo(rows, weights)
-        store = self._stores.setdefault(rows, Store())
+        store = self._stores.setdefault((rows, purpose), Store())
         return PrefixMemo(rows, weights, store, self._positions, ALLOCATION_STEP)
 
-    def lay_out(self) -> None:
-        """Copy the weights into the layout for decoding."""
+    def lay_out(self, version: object) -> None:
+        """Run by copies of the weights, made now if those at hand are of another version."""
         made_for = (self._model.device, self._model.dtype)
         if self._made_for != made_for:
-            self._make_twin(*made_for)
-        for layer in self._layers:
-            layer.refresh()
+            self._make_twins(*made_for)
+        if self._copied is None or self._copied != version:
+            for layer in self._layers:
+                layer.refresh()
+            self._copied = version
+        self._trunk, self._head = self._twins
         self.laid_out = True
+
+    def stay_plain(self) -> None:
+        """Run by the model itself."""
+        self._trunk, self._head = self._own
+        self.laid_out = False
 
     def forget(self) -> None:
         """Let the copies go, since the weights will change; programs keep theirs to renew."""
-        self.laid_out = False
+        self.laid_out, self._copied = False, None
         if not self.compiled:
-            self._made_for, self._layers = None, []
-            self._trunk, self._head = self._model.base_model, self._model.get_output_embeddings()
+            self._made_for, self._layers, self._twins = None, [], self._own
+            self.stay_plain()
 
     def trunk(
         self, tokens: th.Tensor, positions: th.Tensor, mask: th.Tensor, cache: RowCache
@@ -371,9 +388,9 @@ class Decoder:
             )
         return cast("th.Tensor", output.last_hidden_state).float()
 
-    def _make_twin(self, device: th.device, own: th.dtype) -> None:
+    def _make_twins(self, device: th.device, own: th.dtype) -> None:
         trunk, head = (Twin(layout(device, d), d) for d in (self._autocast or own, own))
-        self._trunk = trunk.of(self._model.base_model)
-        self._head = head.of(self._model.get_output_embeddings())
+        self._twins = trunk.of(self._own[0]), head.of(self._own[1])
         self._made_for, self._layers = (device, own), trunk.layers + head.layers
+        self._copied = None
         self._programs.clear()

@@ -136,7 +136,6 @@ class PrefixMemo:
         self.weights = weights
         self.store = Store() if store is None else store
         self.decoded = 0  # steps so far
-        self.expected = 0  # steps that there will be, as far as is known
         self._step = step
         self._capacity = _rounded(capacity + 1, ALLOCATION_STEP)
         self._seen: dict[str, Tokens] = {}
@@ -270,7 +269,7 @@ def _last_tokens(observation: Observation) -> Tokens:
         observation[f"{key}_length"][:, 0] - 1 for key in ("prompt", "response")
     )
     rows = np.arange(len(prompt_last))
-    # An index of -1 is not what is looked for, but exists.
+    # Where a length is 0, the index is -1 and finds something that is not used.
     from_prompt, from_response = (
         observation["prompt"][rows, prompt_last],
         observation["response"][rows, response_last],

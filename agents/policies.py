@@ -258,7 +258,7 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:
         """Return the distribution over the next token of each row."""
-        return self._next_distribution(self._last_hidden(obs, self.backbone))
+        return self._next_distribution(self._last_hidden(obs, self.backbone, aside=True))
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in either mode; an update may follow, so forget keys and values."""
@@ -267,12 +267,11 @@ class TransformerPolicy(ActorCriticPolicy):
         if mode:
             self.forget()
 
-    def begin_rollout(self, num_envs: int, steps: int) -> None:
-        """Drop all keys and values, and prepare for so many steps of so many environments."""
-        self.forget()
-        if self.use_cache:
-            for backbone in filter(None, (self.backbone, self.value_backbone)):
-                backbone.begin(num_envs, steps)
+    def begin_rollout(self, steps: int) -> None:
+        """Drop all keys and values, and prepare for so many steps."""
+        self.backbone.begin(steps)
+        if self.value_backbone is not None:
+            self.value_backbone.begin(steps)
 
     def forget(self) -> None:
         """Drop all keys and values."""
@@ -326,10 +325,12 @@ class TransformerPolicy(ActorCriticPolicy):
 
         self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
 
-    def _last_hidden(self, obs: PyTorchObs, backbone: CausalBackbone) -> th.Tensor:
+    def _last_hidden(
+        self, obs: PyTorchObs, backbone: CausalBackbone, aside: bool = False
+    ) -> th.Tensor:
         observations = cast("dict[str, th.Tensor]", obs)
         if self._remembers:
-            return backbone.next_hidden(on_host(observations))
+            return backbone.next_hidden(on_host(observations), aside)
         return self.action_hidden(backbone, observations)
 
     def _program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -499,8 +499,7 @@ class PPO(stable_baselines3.PPO):
         before, collect = self.num_timesteps, super().collect_rollouts
 
         policy = self._text_policy()
-        # What an evaluation has left behind must not decide how this is rounded.
-        policy.begin_rollout(env.num_envs, n_rollout_steps)
+        policy.begin_rollout(n_rollout_steps)
 
         def act() -> bool:
             try:

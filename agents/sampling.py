@@ -156,7 +156,7 @@ class _TokenLogProbs(th.autograd.Function):
         chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
         probs = log_probs.exp()
         ctx.save_for_backward(probs, tokens)
-        # In place, since these are large; what is impossible counts as 0 times infinity.
+        # In place, since nothing else reads them; what is impossible counts as 0 times infinity.
         entropy = -log_probs.mul_(probs).nansum(dim=-1)
         ctx.mark_non_differentiable(entropy)
         return chosen, entropy

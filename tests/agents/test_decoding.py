@@ -70,13 +70,13 @@ def test_twin_is_made_after_some_steps_and_computes_the_same(config: Any) -> Non
 
 def test_twin_is_made_at_once_for_many_steps() -> None:
     model = backbone(llama())
-    model.begin(rows=3, steps=PACK_AFTER)
+    model.begin(steps=PACK_AFTER)
     stepped(model, 1)
     assert model.decoder.laid_out
-    model.begin(rows=3, steps=PACK_AFTER - 1)
+    model.begin(steps=PACK_AFTER - 1)
     stepped(model, 1)
     assert not model.decoder.laid_out
-    model.begin(rows=3, steps=PACK_AFTER)
+    model.begin(steps=PACK_AFTER)
     model.load_state_dict({name: value * 1.3 for name, value in model.state_dict().items()})
     stepped(model, 1)  # which compares with the plain way
 
@@ -143,7 +143,7 @@ def test_converted_weights_change_no_rounding(config: Any, monkeypatch: pytest.M
     """As on a GPU: under autocast the twin's numbers are autocast's own."""
     monkeypatch.setattr(decoding, "layout", lambda _, dtype: Cast if dtype != th.float32 else None)
     own, laid_out = (backbone(config(), autocast=th.bfloat16) for _ in range(2))
-    monkeypatch.setattr(own.decoder, "lay_out", lambda: None)
+    monkeypatch.setattr(own.decoder, "lay_out", lambda version: None)
     rows = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
     for step in range(PACK_AFTER + 4):
         first, second = (model.next_hidden(ragged(rows)) for model in (own, laid_out))
@@ -159,7 +159,7 @@ def test_twin_shares_hooks_and_everything_but_linear_layers() -> None:
         module.register_forward_hook(lambda *_, name=name: seen.append(name))
     stepped(model, PACK_AFTER + 1)
     layers = model.decoder._layers
-    model.decoder.lay_out()
+    model.decoder.lay_out(model.decoder.weights_version())
     seen.clear()
     twin = model.decoder._trunk
     twin(input_ids=th.tensor([[1, 2, 3]]), use_cache=False)

@@ -23,7 +23,14 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import PPO, GymnasiumVecEnv, SequenceRolloutBuffer, TransformerPolicy
+from agents import (
+    PPO,
+    GymnasiumVecEnv,
+    SequenceRolloutBuffer,
+    TransformerPolicy,
+    decoding,
+    evaluate_split,
+)
 from tests.agents.helpers import CONFIGS, FEW, gpt2, llama, policy_for, roll_out, vec_env
 
 NUM_ENVS, N_STEPS = 4, 24
@@ -127,11 +134,11 @@ def test_stale_memo_would_show() -> None:
     original = backbone.next_hidden
     kept: list[Any] = []
 
-    def careless(observation: Any) -> Any:
+    def careless(observation: Any, aside: bool) -> Any:
         if kept:
             backbone.memo = kept[0]
             backbone.memo.weights = backbone.decoder.weights_version()
-        answer = original(observation)
+        answer = original(observation, aside)
         kept.append(backbone.memo)
         return answer
 
@@ -336,7 +343,43 @@ def test_stop_on_reward_threshold() -> None:
 def test_evaluation_callback_changes_nothing() -> None:
     evaluation = EvalCallback(VecMonitor(vec_env(num_envs=4, **SETTINGS)), eval_freq=5, verbose=0)
     plain, evaluated = agent().learn(2 * ITERATION), agent().learn(2 * ITERATION, evaluation)
-    assert_close(plain, evaluated)
+    assert same(weights(plain), weights(evaluated))
+
+
+class Evaluating(BaseCallback):
+    """Evaluates at a point of each rollout."""
+
+    def __init__(self, point: str, num_envs: int) -> None:
+        super().__init__()
+        self.point, self.num_envs = point, num_envs
+        self.test = gym.make("TextGen-v0", split="test", **SETTINGS)
+
+    def evaluate(self, point: str) -> None:
+        if point == self.point:
+            evaluate_split(self.model, self.test, self.num_envs, num_envs=self.num_envs)
+
+    def _on_rollout_start(self) -> None:
+        self.evaluate("start")
+
+    def _on_step(self) -> bool:
+        if self.n_calls % N_STEPS == 5:
+            self.evaluate("step")
+        return True
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("point", ["start", "step"])
+@pytest.mark.parametrize("rows", [NUM_ENVS, NUM_ENVS - 1])
+def test_evaluating_changes_not_even_the_rounding(
+    point: str, rows: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "PACK_FROM", 0)
+    monkeypatch.setattr(th, "compile", lambda function, **_: function)
+    models = []
+    for callback in (None, Evaluating(point, rows)):
+        model = agent(model=llama(), sampling={"compile": compiled}, learning_rate=1e-2)
+        models.append(model.learn(2 * ITERATION, callback))
+    assert same(*map(weights, models))
 
 
 def test_same_seed_same_weights() -> None:

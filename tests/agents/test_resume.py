@@ -24,6 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor, VecNormalize
+from transformers import AutoModelForCausalLM
 
 import textenvs  # noqa: F401 (registers the ids)
 from agents import PPO, CheckpointCallback, GymnasiumVecEnv
@@ -485,3 +486,24 @@ def test_what_was_pretrained_is_so_after_loading(tmp_path: Path) -> None:
     for given, pretrained in ((str(tmp_path / "model"), True), (llama(), False)):
         PPO("TransformerPolicy", native(), policy_kwargs={"model": given}).save(tmp_path / "agent")
         assert PPO.load(tmp_path / "agent").pretrained is pretrained
+
+
+def test_a_model_from_a_folder_is_resumed_exactly(tmp_path: Path) -> None:
+    """What a file holds may lie elsewhere in memory, by which products of one row are rounded."""
+    config = llama(hidden_size=192, intermediate_size=700)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+
+    def one() -> Any:
+        return gym.make_vec("TextGen-v0", num_envs=1, **SHORT)
+
+    def fresh() -> PPO:
+        settings: dict[str, Any] = {"n_steps": STEPS, "batch_size": STEPS, "n_epochs": 1}
+        policy = {"model": str(tmp_path / "model")}
+        return PPO("TransformerPolicy", one(), policy_kwargs=policy, seed=0, **settings)
+
+    whole = fresh().learn(2 * STEPS)
+    fresh().learn(STEPS).save(tmp_path / "half")
+    resumed = PPO.load(tmp_path / "half", env=one())
+    resumed.learn(STEPS, reset_num_timesteps=False)
+    for name, tensor in whole.policy.state_dict().items():
+        assert th.equal(tensor, resumed.policy.state_dict()[name]), name
