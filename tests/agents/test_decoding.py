@@ -29,7 +29,9 @@ needs_onednn = pytest.mark.skipif(
 def backbone(config: Any, **kwargs: Any) -> CausalBackbone:
     with th.random.fork_rng():
         th.manual_seed(0)
-        return CausalBackbone(config, VOCAB, 256, **kwargs)
+        made = CausalBackbone(config, VOCAB, 256, **kwargs)
+    assert made.remembers  # what is compared would else be the same twice
+    return made
 
 
 def stepped(model: CausalBackbone, steps: int, start: int = 5) -> th.Tensor:
@@ -97,17 +99,18 @@ def test_twin_does_not_outlive_the_weights(change: str) -> None:
 
 @pytest.mark.parametrize("kind", [pytest.param(Packed, marks=needs_onednn), Cast])
 @pytest.mark.parametrize("bias", [False, True])
-def test_layouts(kind: type[LaidOut], bias: bool) -> None:
-    layers = [nn.Linear(8, size, bias=bias and size != 5) for size in (3, 5, 2)]
-    laid_out = kind(layers, th.float32)
+@pytest.mark.parametrize("sizes", [(3, 5, 2), (3,)])
+def test_layouts(kind: type[LaidOut], bias: bool, sizes: tuple[int, ...]) -> None:
+    layers = nn.ModuleList(nn.Linear(8, size, bias=bias and size != 5) for size in sizes)
+    laid_out = kind(list(layers), th.float32)
     for _ in range(2):
         laid_out.refresh()
         for x in (th.randn(4, 8), th.randn(2, 3, 8)):
-            outputs = [laid_out.output(i, x) for i in range(3)]
+            outputs = [laid_out.output(i, x) for i in range(len(layers))]
             for layer, output in zip(layers, outputs, strict=True):
                 th.testing.assert_close(output, layer(x))
-        for layer in layers:
-            layer.weight.mul_(1.5)
+        for parameter in layers.parameters():
+            parameter.mul_(1.5)
     assert laid_out._input is None and not laid_out._outputs  # nothing is held
 
 
@@ -120,6 +123,16 @@ def test_layers_that_read_the_same_may_be_asked_in_any_order(order: tuple[int, .
     for x in (first, second, first):
         for part in order:
             th.testing.assert_close(laid_out.output(part, x), layers[part](x))
+
+
+def test_logits_stay_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "layout", lambda _, dtype: Cast)
+    model = backbone(gpt2(), autocast=th.bfloat16)
+    model.begin(steps=PACK_AFTER)
+    hidden = model.next_hidden(ragged([[5, 6, 7], [8]]))
+    logits = model.decoder.head(hidden)
+    assert model.decoder.laid_out and logits.dtype == th.float32
+    th.testing.assert_close(logits, model.head(hidden), rtol=1e-5, atol=1e-5)
 
 
 def test_layers_are_converted_once_under_autocast() -> None:

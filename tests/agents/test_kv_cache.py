@@ -32,7 +32,9 @@ class Counter:
 def backbone(request: pytest.FixtureRequest) -> Iterator[CausalBackbone]:
     with th.random.fork_rng(), th.no_grad():
         th.manual_seed(0)
-        yield CausalBackbone(CONFIGS[request.param](), VOCAB, 256)
+        made = CausalBackbone(CONFIGS[request.param](), VOCAB, 256)
+        assert made.remembers  # what is compared would else be the same twice
+        yield made
 
 
 def check(backbone: CausalBackbone, rows: Rows) -> None:

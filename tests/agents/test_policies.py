@@ -122,6 +122,21 @@ def test_one_forward_per_sequence_is_one_forward_per_token(config: str, env_id: 
         assert th.allclose(entropies, policy.get_distribution(obs).entropy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("sampling", [{"temperature": 0.7}, {"top_k": 2}, {"top_p": 0.5}])
+@pytest.mark.parametrize("head_chunk", [2, 1000])
+def test_entropy_without_gradient_is_evaluated_alike(
+    sampling: dict[str, Any], head_chunk: int
+) -> None:
+    env = vec_env(num_envs=6)
+    policy = policy_for(env, allowed_tokens=FEW, head_chunk=head_chunk, **sampling)
+    obs, _ = policy.obs_to_tensor(env.reset())
+    actions = th.tensor(FEW[:6])  # some are outside of top-k and top-p
+    ways = [policy.evaluate_actions(obs, actions, gradient) for gradient in (True, False)]
+    for one, other in zip(*ways, strict=True):
+        assert one.isfinite().all()
+        th.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_log_probs_are_those_of_the_processed_distribution() -> None:
     env = vec_env(num_envs=3)
     allowed = list(range(0, 200))

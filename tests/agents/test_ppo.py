@@ -651,10 +651,11 @@ def test_update_runs_one_forward_for_each_sequence() -> None:
     assert len(seen) == round(ITERATION / 32)
 
 
+@pytest.mark.parametrize("ent_coef", [0.0, 0.1])
 @pytest.mark.parametrize("sampling", [{"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.1}])
-def test_large_steps_leave_everything_finite(sampling: dict[str, Any]) -> None:
+def test_large_steps_leave_everything_finite(sampling: dict[str, Any], ent_coef: float) -> None:
     # What was sampled may leave the nucleus after an update; its log-probability stays finite.
-    model = agent(sampling=sampling, learning_rate=0.1, ent_coef=0.1, kl_coef=0.1)
+    model = agent(sampling=sampling, learning_rate=0.1, ent_coef=ent_coef, kl_coef=0.1)
     model.learn(3 * ITERATION)
     assert all(value.isfinite().all() for value in weights(model).values())
     assert np.isfinite(model.rollout_buffer.advantages).all()
