@@ -301,10 +301,10 @@ class Decoder:
 
     def lay_out(self, version: object) -> None:
         """Run by copies of the weights, made now if those at hand are of another version."""
-        made_for = (self._model.device, self._model.dtype)
-        if self._made_for != made_for:
-            self._make_twins(*made_for)
         if self._copied is None or self._copied != version:
+            made_for = (self._model.device, self._model.dtype)
+            if self._made_for != made_for:
+                self._make_twins(*made_for)
             for layer in self._layers:
                 layer.refresh()
             self._copied = version
@@ -392,5 +392,4 @@ class Decoder:
         trunk, head = (Twin(layout(device, d), d) for d in (self._autocast or own, own))
         self._twins = trunk.of(self._own[0]), head.of(self._own[1])
         self._made_for, self._layers = (device, own), trunk.layers + head.layers
-        self._copied = None
         self._programs.clear()
