@@ -173,17 +173,16 @@ class CausalBackbone(th.nn.Module):
             observation: See `last_hidden`, which gives the same, up to rounding.
             aside: Whether to leave alone what a rollout remembers, and how it is rounded.
         """
-        if not self.remembers or (self.adapter is not None and not self.adapter.enabled):
-            # What is remembered is of the model with its adapter.
+        if not self.decodes:
             with th.no_grad():
                 return self.last_hidden(observation)
         memo = self._memo(len(observation["prompt"]), aside)
         steps = max(memo.decoded, 0 if aside else self._steps)
-        if self.decoder.compiled or steps >= PACK_AFTER:
-            self.decoder.lay_out(memo.weights)
-        else:
-            self.decoder.stay_plain()
         with th.inference_mode(not self.decoder.compiled), th.no_grad():
+            if self.decoder.compiled or steps >= PACK_AFTER:
+                self.decoder.lay_out(memo.weights)
+            else:
+                self.decoder.stay_plain()
             hidden = memo.last_hidden(self._cached_forward, observation, self.model.device)
         return hidden.clone()  # an ordinary tensor
 
@@ -192,7 +191,9 @@ class CausalBackbone(th.nn.Module):
         version = self.decoder.weights_version()
         memo = self._aside if aside else self.memo
         if memo is not None and memo.weights != version:
+            steps = self._steps
             self.forget()
+            self._steps = steps
         elif memo is not None and memo.rows == rows:
             return memo
         if aside:
@@ -202,6 +203,11 @@ class CausalBackbone(th.nn.Module):
             self.memo = None
             self.memo = memo = self.decoder.new_memo(rows, version)
         return memo
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the decoder runs now; what it remembers is of the model with its adapter."""
+        return self.remembers and (self.adapter is None or self.adapter.enabled)
 
     @property
     def decoder(self) -> Decoder:

@@ -335,7 +335,7 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def _program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function as rollouts run it."""
-        return self.backbone.decoder.program(key, function) if self._remembers else function
+        return self.backbone.decoder.program(key, function) if self._decodes else function
 
     def _draw(self, hidden: th.Tensor, numbers: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
         """Return tokens, the most likely ones or drawn by `numbers`, and log-probabilities."""
@@ -361,8 +361,13 @@ class TransformerPolicy(ActorCriticPolicy):
     def _next_distribution(self, hidden: th.Tensor) -> TokenDistribution:
         """Return the distribution over the next token, by what rollouts run the head by."""
         return self._distribution(
-            hidden, head=self.backbone.decoder.head if self._remembers else None
+            hidden, head=self.backbone.decoder.head if self._decodes else None
         )
+
+    @property
+    def _decodes(self) -> bool:
+        """Whether the actor runs as it does in rollouts."""
+        return self._remembers and self.backbone.decodes
 
     @property
     def _remembers(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from transformers import AutoModelForCausalLM
 
-from agents import PPO, warm_start
+from agents import PPO, decoding, warm_start
 from tests.agents.helpers import FEW, llama, policy_for, roll_out, vec_env
 from tests.agents.oracle import Critic, Diary
 from tests.agents.training import (
@@ -291,3 +291,29 @@ def test_arguments_that_make_no_sense() -> None:
         lora_agent("lora")
     with pytest.raises(ValueError, match="leave value_model out"):
         lora_agent(policy={"value_model": "copy"})
+
+
+def test_without_its_adapter_a_policy_answers_as_if_it_never_had_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by its head, which rollouts run in a layout of its own."""
+    monkeypatch.setattr(decoding, "layout", lambda _, dtype: decoding.Cast)
+    spec = {"r": 2, "target_modules": ["lm_head"]}
+    model = lora_agent(spec).learn(ITERATION)
+    policy = model.policy
+    obs, _ = policy.obs_to_tensor(model.env.reset())
+    with th.no_grad():
+        for name, parameter in policy.backbone.model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.5)
+        policy.begin_rollout(decoding.PACK_AFTER)
+        policy(obs)
+        assert policy.backbone.decoder.laid_out
+        adapter = policy.backbone.adapter
+        with adapter.disabled():
+            answer = policy.get_distribution(obs).log_probs.exp()
+            policy.use_cache = False
+            expected = policy.get_distribution(obs).log_probs.exp()
+        with_adapter = policy.get_distribution(obs).log_probs.exp()
+    th.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
+    assert (answer - with_adapter).abs().max() > 1e-2

@@ -83,6 +83,34 @@ def test_twin_is_made_at_once_for_many_steps() -> None:
     stepped(model, 1)  # which compares with the plain way
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layouts_made_in_inference_mode_can_be_renewed(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(th, "compile", lambda function, **_: function)
+    monkeypatch.setattr(decoding, "layout", lambda _, dtype: Cast)
+    model = backbone(llama(), compiled=compiled)
+    rows = ragged([[5, 6, 7], [8]])
+    with th.inference_mode():
+        for _ in range(PACK_AFTER + 2):
+            model.next_hidden(rows, aside=True)
+    assert model.decoder.laid_out
+    model.load_state_dict({name: value * 1.3 for name, value in model.state_dict().items()})
+    stepped(model, PACK_AFTER + 2)  # which compares with the plain way
+
+
+def test_predictions_with_new_weights_leave_a_rollouts_layout_alone() -> None:
+    model = backbone(llama())
+    model.begin(steps=PACK_AFTER)
+    for factor in (1.1, 1.3):
+        model.next_hidden(ragged([[5, 6, 7], [8]]), aside=True)
+        assert not model.decoder.laid_out
+        model.load_state_dict({k: v * factor for k, v in model.state_dict().items()})
+    model.next_hidden(ragged([[5, 6, 7], [8]]), aside=True)
+    stepped(model, 1)
+    assert model.decoder.laid_out
+
+
 @pytest.mark.parametrize("change", ["in place", "replaced"])
 def test_twin_does_not_outlive_the_weights(change: str) -> None:
     model = backbone(llama())
