@@ -1,12 +1,12 @@
 """PPO for transformers on text environments, with stable-baselines3's interface."""
 
-from agents.buffers import SequenceRolloutBuffer
-from agents.callbacks import CheckpointCallback
-from agents.evaluation import evaluate_split
-from agents.imitation import warm_start
-from agents.policies import TransformerPolicy
-from agents.ppo import PPO
-from agents.vec_env import GymnasiumVecEnv
+from agents.algorithms.ppo import PPO
+from agents.policies.transformer import TransformerPolicy
+from agents.rollouts.buffer import SequenceRolloutBuffer
+from agents.rollouts.vec_env import GymnasiumVecEnv
+from agents.training.checkpoints import CheckpointCallback
+from agents.training.evaluation import evaluate_split
+from agents.training.imitation import warm_start
 
 __all__ = [
     "PPO",

@@ -26,7 +26,7 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
 from agents import PPO
 from agents.files import write_text
-from agents.vec_env import engine_of
+from agents.rollouts.vec_env import engine_of
 from benchmarks.measuring import Side
 from benchmarks.peers import generation
 from benchmarks.report import machine, versions

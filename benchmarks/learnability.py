@@ -23,7 +23,7 @@ from typing import Any
 
 import tyro
 
-from agents.options import Train, make_plan
+from agents.training.spec import Train, make_plan
 
 # What differs from the command line's defaults. Where a warm start comes close to the best return,
 # little KL must not cost more than the last errors do. A label is one token after a long prompt.
@@ -61,7 +61,7 @@ def run(settings: Train) -> dict[str, Any]:
     """Train once in this process; return the run's summary."""
     import torch
 
-    from agents import runs
+    from agents.training import run as runs
 
     torch.set_num_threads(1)
     started = time.perf_counter()

@@ -26,11 +26,11 @@ from transformers import (
 )
 
 from agents import PPO, GymnasiumVecEnv
-from agents.buffers import SequenceRolloutBuffer
+from agents.rollouts.buffer import SequenceRolloutBuffer
 from benchmarks.measuring import Side
 from benchmarks.trainers import TRL_PLAIN, import_trl, prompt_tokens
 from benchmarks.workload import LEARNING_RATE, FixedLengths, Shape, draw_lengths, word_tokenizer
-from textenvs.engine import TextEngine
+from textenvs.envs.engine import TextEngine
 
 
 class TransformerExtractor(BaseFeaturesExtractor):

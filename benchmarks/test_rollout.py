@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch as th
 
-from agents.vec_env import engine_of
+from agents.rollouts.vec_env import engine_of
 from benchmarks.measuring import Comparison, Row
 from benchmarks.peers import generation, matrix_products, sb3_agent
 from benchmarks.workload import EVERY_OPTION, Service, Shape, agent, rollout

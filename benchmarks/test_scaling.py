@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 import torch as th
 
-from agents.vec_env import engine_of
+from agents.rollouts.vec_env import engine_of
 from benchmarks.measuring import Comparison, Side
 from benchmarks.peers import generation
 from benchmarks.report import Point

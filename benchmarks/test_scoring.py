@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents.vec_env import engine_of
+from agents.rollouts.vec_env import engine_of
 from benchmarks.measuring import Comparison, Side
 from textenvs.rewards import resolve_rewards, score_transcripts
 from textenvs.task import Transcript, Turn

@@ -12,8 +12,8 @@ import pytest
 import textenvs
 from benchmarks.measuring import Comparison, Side
 from benchmarks.workload import Shape, Words, word_tokenizer
-from textenvs.env import TextEnv
-from textenvs.vector_env import TextVectorEnv
+from textenvs.envs.env import TextEnv
+from textenvs.envs.vector_env import TextVectorEnv
 
 PEER = "Gymnasium's `SyncVectorEnv` over the same single env"
 # EOS comes once in so many tokens.

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from agents.buffers import SequenceRolloutBuffer
+from agents.rollouts.buffer import SequenceRolloutBuffer
 from benchmarks.measuring import Comparison, Row
 from benchmarks.peers import bare_training, sb3_agent
 from benchmarks.update_memory import VOCABULARY, measure

@@ -22,11 +22,11 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents import PPO, GymnasiumVecEnv, SequenceRolloutBuffer, TransformerPolicy
-from agents.kl import estimate_kl
-from agents.vec_env import engine_of
-from textenvs.engine import TextEngine
+from agents.learning.kl import estimate_kl
+from agents.rollouts.vec_env import engine_of
+from textenvs.envs.engine import TextEngine
 from textenvs.task import Transcript, Turn
-from textenvs.tokenization import decode_response, encode_prompts
+from textenvs.text.codec import decode_response, encode_prompts
 
 ENV_ID = "Translation-v0"
 GAMMA, LAMBDA = 1.0, 0.95

@@ -40,7 +40,7 @@ def measure(tokens: int, chunked: bool) -> float:
 
     import textenvs  # noqa: F401 (registers the ids)
     from agents import PPO
-    from agents.statistics import peak_memory
+    from agents.rollouts.statistics import peak_memory
     from benchmarks.workload import rollout
 
     n_steps = 32

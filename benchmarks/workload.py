@@ -16,8 +16,8 @@ from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from agents import PPO
 from benchmarks.measuring import Side
+from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.task import Example, Task, Transcript
-from textenvs.vector_env import TextVectorEnv
 
 # So small that repeated updates on one rollout change nothing that matters.
 LEARNING_RATE = 1e-7

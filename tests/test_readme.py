@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-from agents.cli import main
+from agents.cli.main import main
 from textenvs.checks import check_text_env
 
 ROOT = Path(__file__).parent.parent

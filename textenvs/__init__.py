@@ -1,5 +1,6 @@
 """Text tasks as Gymnasium environments; importing the package registers them."""
 
+from textenvs.data.splits import split_examples
 from textenvs.registration import register_builtin_tasks, register_task, task_ids
 from textenvs.rewards import (
     CallableReward,
@@ -12,7 +13,6 @@ from textenvs.rewards import (
 )
 from textenvs.spaces import TokenSpace
 from textenvs.task import Example, Task, Transcript, Turn
-from textenvs.tasks.splits import split_examples
 
 __version__ = "0.1.0"
 __all__ = [

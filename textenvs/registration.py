@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
+from textenvs.data.splits import split_examples
 from textenvs.rewards import ScoreFunction, load_object
 from textenvs.task import Example, Task, Transcript
-from textenvs.tasks.splits import split_examples
 
 BUILTIN_TASKS = {
-    "TextGen-v0": "textenvs.tasks.textgen:TextGen",
-    "Dialogue-v0": "textenvs.tasks.dialogue:Booking",
-    "Translation-v0": "textenvs.tasks.translation:Translation",
-    "TextClassification-v0": "textenvs.tasks.classification:TextClassification",
+    "TextGen-v0": "textenvs.tasks.textgen.task:TextGen",
+    "Dialogue-v0": "textenvs.tasks.dialogue.task:Booking",
+    "Translation-v0": "textenvs.tasks.translation.task:Translation",
+    "TextClassification-v0": "textenvs.tasks.classification.task:TextClassification",
 }
 
 TaskClass = TypeVar("TaskClass", bound=type[Task])
@@ -121,8 +121,8 @@ def register_task(
         raise TypeError(f"Set {', '.join(attributes)} on the task itself.")
     gym.register(
         id=id,
-        entry_point="textenvs.env:TextEnv",
-        vector_entry_point="textenvs.vector_env:TextVectorEnv",
+        entry_point="textenvs.envs.env:TextEnv",
+        vector_entry_point="textenvs.envs.vector_env:TextVectorEnv",
         max_episode_steps=max_episode_steps,
         kwargs={"task": _by_name(task)},
     )

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from tests.textenvs.toys import Chat, Echo
 from textenvs import wrappers
 from textenvs.checks import check_text_env
-from textenvs.env import TextEnv
+from textenvs.envs.env import TextEnv
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 

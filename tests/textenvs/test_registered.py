@@ -19,9 +19,9 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 import textenvs
 from tests.textenvs.toys import random_actions, same
 from textenvs.checks import check_text_env
-from textenvs.env import TextEnv
+from textenvs.envs.env import TextEnv
+from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.registration import BUILTIN_TASKS, load_task
-from textenvs.vector_env import TextVectorEnv
 
 MODES = list(AutoresetMode)
 # Short enough for episodes to end by EOS and by their budgets in a few steps.

@@ -19,7 +19,7 @@ from tests.textenvs.toys import Chat, Echo, encode
 from textenvs import Example, Task, Transcript, register_task
 from textenvs.checks import check_text_env
 from textenvs.registration import BUILTIN_TASKS, FunctionTask, load_task
-from textenvs.tasks.dialogue import Booking
+from textenvs.tasks.dialogue.task import Booking
 
 EOS = 0
 NUMBERS = [Example(f"{n} {n + 1}", (str(n + 2),)) for n in range(40)]
@@ -175,13 +175,13 @@ def run_python(code: str) -> str:
     "module",
     [
         "textenvs",
-        "textenvs.engine",
-        "textenvs.env",
-        "textenvs.vector_env",
+        "textenvs.envs.engine",
+        "textenvs.envs.env",
+        "textenvs.envs.vector_env",
         "textenvs.wrappers.vector",
-        "textenvs.playing",
+        "textenvs.envs.playing",
         "textenvs.checks",
-        "textenvs.tasks.dialogue",
+        "textenvs.tasks.dialogue.task",
     ],
 )
 def test_imports_are_light_and_never_of_agents(module: str) -> None:

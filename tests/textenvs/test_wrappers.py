@@ -14,9 +14,9 @@ from gymnasium.wrappers import vector as gym_vector
 
 from tests.textenvs.toys import Chat, Echo, encode, random_actions, same, say
 from textenvs import LengthPenalty, Transcript, wrappers
-from textenvs.env import TextEnv
+from textenvs.envs.env import TextEnv
+from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.rewards import CallableReward
-from textenvs.vector_env import TextVectorEnv
 from textenvs.wrappers import vector
 
 EOS = 0

@@ -1,0 +1,1 @@
+"""Algorithms: SB3's on-policy algorithms, for transformers."""

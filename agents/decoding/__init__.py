@@ -1,0 +1,1 @@
+"""What makes rollouts and updates fast: the prefix cache, prepacked weights, packing."""

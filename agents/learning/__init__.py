@@ -1,0 +1,1 @@
+"""What a rollout is learned from: advantages, losses, the reference model, the update."""

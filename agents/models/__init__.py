@@ -1,0 +1,1 @@
+"""The language models behind policies: loading, LoRA, what they can do."""

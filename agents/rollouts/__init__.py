@@ -1,0 +1,1 @@
+"""How experience is collected and kept: environments, the buffer, rewards, statistics."""

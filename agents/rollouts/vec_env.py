@@ -1,0 +1,205 @@
+"""A Gymnasium vector environment, seen as a stable-baselines3 one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
+
+from textenvs.envs.engine import TextEngine
+from textenvs.envs.vector_env import TextVectorEnv
+
+# In next-step mode, too, these reset some of their slots when they are asked to.
+RESET_ANY_TIME = (SyncVectorEnv, AsyncVectorEnv, TextVectorEnv)
+
+
+class GymnasiumVecEnv(VecEnv):
+    """SB3's `VecEnv` around any `gymnasium.vector.VectorEnv`, native, "sync" or "async".
+
+    SB3 wants a finished episode's slot to be in its next episode when `step` returns, and the last
+    observation in its info. In same-step mode the environment does that; in the other modes the
+    finished slots are reset at once with `options={"reset_mask": ...}`.
+
+    Args:
+        env: The vector environment, of any autoreset mode.
+
+    Raises:
+        ValueError: If finished slots can only be reset by a further step of all slots.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        self.env = env
+        mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self._same_step = mode == AutoresetMode.SAME_STEP
+        if mode == AutoresetMode.NEXT_STEP and not isinstance(env.unwrapped, RESET_ANY_TIME):
+            raise ValueError(
+                f"SB3 needs finished slots to be reset at once, but {env} resets them with the "
+                "next step: make it with another autoreset mode or vectorization_mode='sync'."
+            )
+        self._actions: npt.NDArray[Any] = np.empty(0)
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata = env.metadata
+
+    def reset(self) -> VecEnvObs:
+        """Reset every slot."""
+        # What seed() and set_options() left is used once, as SB3 does.
+        if any(repr(options) != repr(self._options[0]) for options in self._options):
+            raise ValueError(
+                "A vector environment has the same options for all of its slots, but set_options "
+                f"was given different ones: {self._options}."
+            )
+        # Slot i gets the first seed + i, in SB3 as in Gymnasium.
+        observations, infos = self.env.reset(seed=self._seeds[0], options=self._options[0] or None)
+        self.reset_infos = self._split(infos)
+        self._reset_seeds()
+        self._reset_options()
+        return self._own(observations)
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Remember the actions."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step every slot, and start the next episode where one ended."""
+        observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        dones = np.logical_or(terminated, truncated)
+        split = self._split(infos)
+        for slot in np.flatnonzero(dones):
+            if self._same_step:
+                last, info = split[slot].pop("final_obs"), split[slot].pop("final_info")
+                self.reset_infos[slot] = split[slot]
+                split[slot] = {**info, "terminal_observation": last}
+            else:
+                split[slot]["terminal_observation"] = _row(observations, int(slot))
+            split[slot]["TimeLimit.truncated"] = bool(truncated[slot] and not terminated[slot])
+        if dones.any() and not self._same_step:
+            observations, infos = self.env.reset(options={"reset_mask": dones})
+            for i, info in enumerate(self._split(infos)):
+                if dones[i]:
+                    self.reset_infos[i] = info
+        return self._own(observations), np.array(rewards, dtype=np.float32), dones, split
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Return an attribute of each slot; what the slots share is repeated."""
+        slots = list(self._get_indices(indices))
+        for name in (f"single_{attr_name}", attr_name):  # a slot's own space, not the batch's
+            for owner in (self.env, self.env.unwrapped):
+                if hasattr(owner, name):
+                    return [getattr(owner, name)] * len(slots)
+        base: Any = self.env.unwrapped
+        if hasattr(base, "call"):
+            # Gymnasium's own get_attr would call what is callable, such as a tokenizer.
+            values = base.call("get_wrapper_attr", attr_name)
+            return [values[slot] for slot in slots]
+        raise AttributeError(f"{base} has no attribute {attr_name!r}.")
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of every slot."""
+        if len(list(self._get_indices(indices))) < self.num_envs:
+            raise ValueError(f"{attr_name} can only be set for all slots: leave indices out.")
+        base: Any = self.env.unwrapped
+        if hasattr(base, "set_attr"):
+            base.set_attr(attr_name, value)
+        else:
+            setattr(base, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of every slot."""
+        base: Any = self.env.unwrapped
+        slots = list(self._get_indices(indices))
+        if hasattr(base, "call"):
+            results = base.call(method_name, *method_args, **method_kwargs)
+            return [results[slot] for slot in slots]
+        return [getattr(base, method_name)(*method_args, **method_kwargs)] * len(slots)
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
+        """Return whether the vector environment is inside such a wrapper."""
+        layer: Any = self.env
+        found = isinstance(layer, wrapper_class)
+        while isinstance(layer, gym.vector.VectorWrapper) and not found:
+            layer = layer.env
+            found = isinstance(layer, wrapper_class)
+        return [found] * len(list(self._get_indices(indices)))
+
+    def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
+        """Return no images: text is rendered as text."""
+        return [None] * self.num_envs
+
+    def _own(self, observations: Any) -> VecEnvObs:
+        """Return observations that the next step does not change."""
+        copied = getattr(self.env.unwrapped, "copy", True)
+        return cast("VecEnvObs", observations if copied else deepcopy(observations))
+
+    def _split(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return each slot's own info out of a batch's; most slots have none."""
+        split: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for key, values in infos.items():
+            mask = infos.get(f"_{key}")
+            if key.startswith("_") and key[1:] in infos:
+                continue
+            for slot in self._having(values, mask):
+                split[slot][key] = (
+                    self._nested(values, slot) if isinstance(values, dict) else values[slot]
+                )
+        return split
+
+    def _having(self, values: Any, mask: Any) -> Iterable[int]:
+        if mask is not None:
+            return [int(slot) for slot in np.flatnonzero(mask)]
+        return range(self.num_envs)
+
+    def _nested(self, values: dict[str, Any], slot: int) -> dict[str, Any]:
+        """Return a slot's part of a dict of batches."""
+        own = {}
+        for key, batch in values.items():
+            if key.startswith("_") and key[1:] in values:
+                continue
+            mask = values.get(f"_{key}")
+            if mask is None or mask[slot]:
+                own[key] = self._nested(batch, slot) if isinstance(batch, dict) else batch[slot]
+        return own
+
+
+def _row(observations: Any, slot: int) -> Any:
+    """Return a copy of one slot's observation."""
+    if isinstance(observations, dict):
+        return {key: np.array(batch[slot]) for key, batch in observations.items()}
+    return np.array(observations[slot])
+
+
+def as_vec_env(env: Any) -> Any:
+    """Return SB3's view of a Gymnasium vector environment, and anything else as it is."""
+    if isinstance(env, gym.vector.VectorEnv):
+        return GymnasiumVecEnv(env)
+    return env
+
+
+def engine_of(env: Any) -> TextEngine:
+    """Return the engine of a text environment, single or vectorised, Gymnasium's or SB3's.
+
+    Of several environments in one, the first one's.
+
+    Raises:
+        TypeError: If it is no text environment.
+    """
+    if isinstance(env, gym.vector.VectorEnv):
+        env = GymnasiumVecEnv(env)
+    if isinstance(env, VecEnv):
+        found = env.get_attr("engine", indices=[0])[0] if env.has_attr("engine") else None
+    else:
+        found = getattr(getattr(env, "unwrapped", env), "engine", None)
+    if not isinstance(found, TextEngine):
+        raise TypeError(f"Expected an environment of textenvs, but got {env}.")
+    return found

@@ -1,0 +1,1 @@
+"""Runs from start to end: specification, imitation, checkpoints, evaluation."""

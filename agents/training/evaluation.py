@@ -1,0 +1,163 @@
+"""How good a policy is on held-out examples, each played exactly once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+
+from agents.rng import preserved_rng_state
+from agents.rollouts.vec_env import engine_of
+from textenvs.envs.engine import Observation, TextEngine
+from textenvs.envs.playing import Episode, play
+
+
+class Predictor(Protocol):
+    """Anything with SB3's `predict`: an algorithm or a policy."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], Any]:
+        """Return actions and a state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes and what they come to.
+
+    Args:
+        episodes: In the order of the examples.
+    """
+
+    episodes: list[Episode]
+
+    @property
+    def rewards(self) -> npt.NDArray[np.float64]:
+        """Each episode's return."""
+        return np.array([episode.reward for episode in self.episodes])
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return float(self.rewards.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the mean return over the examples."""
+        return _standard_error(self.rewards)
+
+    @property
+    def success_rate(self) -> float | None:
+        """The share of successes, if the task knows success."""
+        return _share([episode.is_success for episode in self.episodes])
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures that belong into a report; see `summarize`."""
+        return summarize(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return each episode as plain data, for a JSONL file."""
+        return [
+            {
+                "example": episode.example,
+                "turns": [asdict(turn) for turn in episode.transcript.turns],
+                "references": list(episode.transcript.references),
+                "reward": episode.reward,
+                "reward_terms": episode.reward_terms,
+                "is_success": episode.is_success,
+                "stopped": episode.transcript.stopped,
+                "response_tokens": sum(len(response) for _, response in episode.turns),
+            }
+            for episode in self.episodes
+            if episode.transcript is not None
+        ]
+
+
+def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the figures that belong into a report.
+
+    Args:
+        records: Those of an `Evaluation`, as they are or read back from a file.
+    """
+    rewards = np.array([record["reward"] for record in records])
+    terms = sorted({name for record in records for name in record["reward_terms"]})
+    return {
+        "examples": len(records),
+        "mean_reward": float(rewards.mean()),
+        "standard_error": _standard_error(rewards),
+        "success_rate": _share([record["is_success"] for record in records]),
+        "reward_terms": {
+            name: float(np.mean([record["reward_terms"].get(name, 0.0) for record in records]))
+            for name in terms
+        },
+        "stopped_by_eos": float(np.mean([record["stopped"] for record in records])),
+        "response_tokens": float(np.mean([record["response_tokens"] for record in records])),
+        "distinct_responses": len({record["turns"][-1]["text"] for record in records})
+        / len(records),
+    }
+
+
+def _standard_error(values: npt.NDArray[np.float64]) -> float:
+    n = len(values)
+    return float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+def _share(successes: Sequence[bool | None]) -> float | None:
+    known = [success for success in successes if success is not None]
+    return float(np.mean(known)) if known else None
+
+
+def evaluate_split(
+    model: Predictor,
+    env: Any,
+    max_examples: int | None = None,
+    deterministic: bool = False,
+    num_envs: int = 64,
+    seed: int = 0,
+) -> Evaluation:
+    """Play each example of an environment's split once.
+
+    The rewards are those of the environment itself, without what wrappers add; to evaluate a
+    wrapped environment there is SB3's `evaluate_policy`.
+
+    Args:
+        model: An algorithm or a policy of SB3's kind.
+        env: A text environment, single or vectorised, Gymnasium's or SB3's; it is left as it is.
+        max_examples: Play only so many, evenly spread over the split. At least 1; None: all.
+        deterministic: Whether to take the most likely token each time.
+        num_envs: How many examples to play at a time.
+        seed: For the sampling of tokens and the users of dialogues; nobody else's generator is
+            touched, so that evaluating a model in training changes nothing.
+    """
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(f"max_examples must be at least 1, but it is {max_examples}.")
+    engine = engine_of(env)
+    expected = getattr(model, "observation_space", engine.observation_space)
+    if engine.observation_space != expected:
+        raise ValueError(
+            "The model was made for other budgets or another vocabulary than this environment's: "
+            f"expected {expected}, got {engine.observation_space}. Make the environment with the "
+            "same tokenizer, max_prompt_tokens and max_new_tokens."
+        )
+    total = len(engine.examples)
+    count = total if max_examples is None else min(total, max_examples)
+    examples = [int(i) for i in np.linspace(0, total - 1, count).round()]
+
+    def agent(engine: TextEngine, observations: Observation) -> npt.NDArray[np.int64]:
+        actions, _ = model.predict(observations, deterministic=deterministic)
+        return np.asarray(actions, dtype=np.int64)
+
+    with preserved_rng_state():
+        th.manual_seed(seed)
+        episodes = play(engine.with_slots(min(num_envs, count)), agent, examples, seed)
+    return Evaluation(episodes)

@@ -1,0 +1,201 @@
+"""Supervised fine-tuning on a task's demonstrations, before any reward is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+import transformers
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from agents import parallel
+from agents.files import atomic_path
+from agents.policies.transformer import TransformerPolicy
+from agents.rng import preserved_rng_state
+from agents.rollouts.vec_env import engine_of
+from textenvs.envs.engine import TextEngine
+from textenvs.envs.playing import Episode, ScriptedAgent, play
+from textenvs.text.codec import TokenIds
+
+PROCEDURE = 2  # counts the changes of `fit`, so that results of an older one are not reused
+IGNORED = -100  # the label of tokens that are not learned
+
+
+class DemonstrationDataset(th.utils.data.Dataset[dict[str, th.Tensor]]):
+    """Demonstrated episodes, one sequence each: all of it is read, the responses are learned.
+
+    Args:
+        episodes: Finished episodes, with their turns as token ids.
+    """
+
+    def __init__(self, episodes: Iterable[Episode]) -> None:
+        self._items = [_tokens_and_labels(episode) for episode in episodes]
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, th.Tensor]:
+        """Return `input_ids` and `labels`, (tokens,)."""
+        tokens, labels = self._items[index]
+        return {"input_ids": th.as_tensor(tokens), "labels": th.as_tensor(labels)}
+
+    def digest(self) -> str:
+        """Return a hash of the content."""
+        digest = hashlib.sha256()
+        for tokens, labels in self._items:
+            digest.update(tokens.tobytes() + labels.tobytes() + b"\n")
+        return digest.hexdigest()
+
+
+def _tokens_and_labels(episode: Episode) -> tuple[TokenIds, TokenIds]:
+    """Return an episode's tokens, and the same with everything ignored but the responses."""
+    prompt, response = episode.turns[-1]
+    tokens = np.concatenate([prompt, response])
+    labels = np.full_like(tokens, IGNORED)
+    for prompt, response in episode.turns:
+        labels[len(prompt) : len(prompt) + len(response)] = response
+    return tokens, labels
+
+
+def demonstrations(engine: TextEngine, passes: int, seed: int = 0) -> DemonstrationDataset:
+    """Let `Task.demonstrate` play every example of an environment, several times over."""
+    quiet = engine.with_slots(min(64, len(engine.examples)))
+    quiet.terms = []
+    agent = ScriptedAgent(engine.task.demonstrate, seed)
+    examples = range(len(engine.examples))
+    return DemonstrationDataset(
+        episode
+        for number in range(passes)
+        for episode in play(quiet, agent, examples, seed + number)
+    )
+
+
+def warm_start(
+    model: Any,
+    passes: int = 3,
+    learning_rate: float | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+    cache: bool | Path = True,
+    seed: int = 0,
+) -> None:
+    """Fit a model to its task's demonstrations, in place, by `transformers.Trainer`.
+
+    The result is kept in the user's cache folder and taken from there when model, data and
+    settings are the same. No global random generator is changed. With several ranks, each has to
+    call it: the main one fits, and the others get its weights.
+
+    Args:
+        model: An `agents.PPO` (or another SB3 algorithm) with a `TransformerPolicy` and a text
+            environment.
+        passes: How often each example is demonstrated. A demonstrator that varies (most do) says
+            something else each time. 0: do nothing.
+        learning_rate: Its peak; it falls to 0 linearly. None: 1e-3 for a model that was
+            initialised at random, 5e-5 for a pretrained one.
+        batch_size: Demonstrated episodes to a step.
+        progress: Whether to show a progress bar.
+        cache: Whether to keep the result, or where to.
+        seed: For the demonstrator and the order of the data.
+    """
+    if passes < 0:
+        raise ValueError(f"passes must be at least 0, but it is {passes}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, but it is {batch_size}.")
+    policy = model.policy
+    if not isinstance(policy, TransformerPolicy):
+        raise TypeError(f"warm_start needs a TransformerPolicy, not a {type(policy).__name__}.")
+    if passes == 0:
+        return
+    if learning_rate is None:
+        learning_rate = 5e-5 if policy.pretrained else 1e-3
+    if parallel.is_main():
+        with parallel.main_process_only():
+            _fit_or_read(model, passes, learning_rate, batch_size, progress, cache, seed)
+    if policy.backbone.adapter is not None:
+        policy.backbone.adapter.fold()
+    policy.copy_actor_to_critic()
+    parallel.broadcast(policy)
+    policy.set_training_mode(False)
+    policy.forget()
+
+
+def _fit_or_read(
+    model: Any,
+    passes: int,
+    learning_rate: float,
+    batch_size: int,
+    progress: bool,
+    cache: bool | Path,
+    seed: int,
+) -> None:
+    """Give a model's actor the weights that `warm_start` describes, but for folding an adapter."""
+    policy = model.policy
+    data = demonstrations(engine_of(model.env), passes, seed)
+    adapter = policy.backbone.adapter
+    settings = {
+        "procedure": PROCEDURE,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "warmup_steps": min(20, len(data) // batch_size // 10),
+        "seed": seed,
+        "adapter": None if adapter is None else adapter.config.to_dict(),
+    }
+    network = policy.backbone.model
+    folder = default_cache() if cache is True else cache
+    key = _key(network, data, settings) if folder else ""
+    file = Path(folder) / f"{key}.pt" if folder else None
+    if file is not None and file.is_file():
+        network.load_state_dict(th.load(file, map_location=policy.device, weights_only=True))
+    else:
+        # Only now: the Trainer's import takes seconds.
+        from agents.training.fitting import fit
+
+        with preserved_rng_state():
+            fit(network, data, _collate, settings, progress, policy.device)
+        if file is not None:
+            with atomic_path(file) as temporary:
+                th.save(network.state_dict(), temporary)
+
+
+def default_cache() -> Path:
+    """Return the folder for warm-started weights; `XDG_CACHE_HOME` moves it."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "textenvs" / "warm_start"
+
+
+def _collate(items: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
+    """Pad on the right; what is padded is neither attended to nor learned."""
+    ids = [item["input_ids"] for item in items]
+    lengths = th.tensor([len(row) for row in ids])
+    padded = pad_sequence(ids, batch_first=True)
+    return {
+        "input_ids": padded,
+        "attention_mask": (th.arange(padded.shape[1]) < lengths[:, None]).long(),
+        "labels": pad_sequence(
+            [item["labels"] for item in items], batch_first=True, padding_value=IGNORED
+        ),
+    }
+
+
+def _key(network: PreTrainedModel, data: DemonstrationDataset, settings: Mapping[str, Any]) -> str:
+    """Return a name for the result: model, data, settings, versions of what computes it."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
+    digest.update(f"{transformers.__version__} {th.__version__} {data.digest()}".encode())
+    digest.update(network.config.to_json_string().encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(th.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold for what is in a LoRA config."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

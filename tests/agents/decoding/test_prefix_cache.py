@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from transformers import BloomConfig, GPTNeoConfig, MambaConfig
+
+from agents.decoding.prefix_cache import ALLOCATION_STEP
+from agents.models.backbone import CausalBackbone
+from tests.agents.helpers import CONFIGS, VOCAB, gpt2, llama, policy_for, ragged, vec_env
+
+Rows = list[list[int]]
+
+
+class Counter:
+    """Counts the tokens that a backbone's memo lets it read."""
+
+    def __init__(self, backbone: CausalBackbone) -> None:
+        self.tokens = 0
+        self._trunk = backbone.decoder.trunk
+        backbone.decoder.trunk = self  # type: ignore[method-assign,assignment]
+
+    def __call__(self, tokens: th.Tensor, *others: Any) -> th.Tensor:
+        self.tokens += tokens.numel()
+        return self._trunk(tokens, *others)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def backbone(request: pytest.FixtureRequest) -> Iterator[CausalBackbone]:
+    with th.random.fork_rng(), th.no_grad():
+        th.manual_seed(0)
+        made = CausalBackbone(CONFIGS[request.param](), VOCAB, 256)
+        assert made.remembers  # what is compared would else be the same twice
+        yield made
+
+
+def check(backbone: CausalBackbone, rows: Rows) -> None:
+    """The memo must not show in the answer; each row alone, unpadded, is what is true."""
+    answer = backbone.next_hidden(ragged(rows))
+    for row, hidden in zip(rows, answer, strict=True):
+        expected = backbone.trunk(input_ids=th.tensor([row]), use_cache=False)[0, -1]
+        assert (hidden - expected).abs().max() <= 1e-5
+
+
+def tokens(rng: np.random.Generator, length: int) -> list[int]:
+    return [int(token) for token in rng.integers(1, 50, length)]
+
+
+def test_context_matters(backbone: CausalBackbone) -> None:
+    # Or else the tests below could not fail.
+    first, second = backbone.next_hidden(ragged([[1, 2, 3, 4], [9, 2, 3, 4]]))
+    assert (first - second).abs().max() > 1e-2
+
+
+def test_growing_rows(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(0)
+    rows = [tokens(rng, length) for length in (3, 1, 9)]
+    for _ in range(12):
+        check(backbone, rows)
+        for row in rows:
+            row += tokens(rng, 1)
+
+
+def test_ragged_resets(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(1)
+    rows = [tokens(rng, 4) for _ in range(5)]
+    for _ in range(40):
+        check(backbone, rows)
+        for i in range(len(rows)):
+            rows[i] = tokens(rng, int(rng.integers(1, 12))) if rng.random() < 0.2 else [*rows[i], 5]
+
+
+def test_dialogue_prompts_grow_by_several_tokens(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(2)
+    rows = [tokens(rng, 6) for _ in range(4)]
+    for _ in range(20):
+        check(backbone, rows)
+        for row in rows:
+            row += tokens(rng, 1 + int(rng.integers(9)) * (rng.random() < 0.3))
+
+
+def test_rows_shrink_and_stay(backbone: CausalBackbone) -> None:
+    long = [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]]
+    for rows in (long, [row[:3] for row in long], long, [long[0][:1], long[1]], long, long):
+        check(backbone, rows)
+
+
+@pytest.mark.parametrize("changed", [0, 2, 4, 5])
+def test_a_changed_token_is_seen_wherever_it_is(backbone: CausalBackbone, changed: int) -> None:
+    row = [1, 2, 3, 4, 5, 6]
+    check(backbone, [row, row])
+    other = [*row]
+    other[changed] = 40
+    check(backbone, [[*other, 7], [*row, 7]])
+    check(backbone, [[*row, 7], [*other, 7]])
+
+
+def test_padding_that_equals_tokens_is_no_prefix(backbone: CausalBackbone) -> None:
+    # `ragged` pads with 7: what was padding becomes tokens.
+    check(backbone, [[1, 2], [1, 2, 3, 4, 5]])
+    check(backbone, [[1, 2, 7, 7, 7], [1, 2, 3, 4, 5]])
+
+
+def test_rows_swap(backbone: CausalBackbone) -> None:
+    check(backbone, [[1, 2, 3], [4, 5, 6, 7]])
+    check(backbone, [[4, 5, 6, 7, 8], [1, 2, 3, 9]])
+
+
+def test_number_of_rows_changes(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(3)
+    for count in (3, 1, 5, 3):
+        check(backbone, [tokens(rng, 5) for _ in range(count)])
+
+
+@pytest.mark.parametrize("start", [ALLOCATION_STEP - 3, 2 * ALLOCATION_STEP - 2])
+def test_growth_over_the_allocation_step(backbone: CausalBackbone, start: int) -> None:
+    rng = np.random.default_rng(4)
+    rows = [tokens(rng, start), tokens(rng, 3), tokens(rng, start - 5)]
+    for step in range(8):
+        check(backbone, rows)
+        for row in rows:
+            row += tokens(rng, 1)
+        if step == 4:
+            rows[1] = tokens(rng, ALLOCATION_STEP)
+
+
+def test_jumps_over_the_allocation_step_and_back(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(5)
+    base = [tokens(rng, 200) for _ in range(3)]
+    for lengths in ((10, 20, 30), (130, 20, 64), (63, 64, 65), (10, 128, 127), (200, 190, 1)):
+        check(backbone, [row[:n] for row, n in zip(base, lengths, strict=True)])
+
+
+def test_random_histories(backbone: CausalBackbone) -> None:
+    rng = np.random.default_rng(6)
+    base = [tokens(rng, 90) for _ in range(4)]
+    for _ in range(60):
+        rows = [row[: int(rng.integers(1, 90))] for row in base]
+        if rng.random() < 0.3:
+            rows[int(rng.integers(4))][-1] = 45
+        check(backbone, rows)
+
+
+@pytest.mark.parametrize("config", [gpt2, llama])
+def test_eager_attention(config: Any) -> None:
+    settings = config()
+    settings._attn_implementation = "eager"
+    with th.no_grad():
+        backbone = CausalBackbone(settings, VOCAB, 256)
+        assert backbone.config._attn_implementation == "eager"
+        for rows in ([[1, 2, 3], [4]], [[1, 2, 3, 9, 9, 9], [4, 5]], [[1, 2], [5, 5, 5]]):
+            check(backbone, rows)
+
+
+def test_a_known_prefix_costs_only_the_rest(backbone: CausalBackbone) -> None:
+    counter = Counter(backbone)
+
+    def cost(rows: Rows) -> int:
+        counter.tokens = 0
+        backbone.next_hidden(ragged(rows))
+        return counter.tokens
+
+    first, second = [*range(1, 21)], [*range(21, 41)]
+    cost([first, second])
+    assert cost([[*first, 1], [*second, 1]]) == 2
+    # A reply of five tokens: four to be read before the last, in one row, which goes in twice.
+    assert cost([[*first, 1, 2, 3, 4, 5, 6], [*second, 1, 2]]) == 2 + 2 * 4
+    # A reset: the other row is not read again.
+    assert cost([[50, 51, 52], [*second, 1, 2, 3]]) == 2 + 2 * 2
+    assert cost([[50, 51, 52], [*second, 1, 2, 3]]) == 2
+
+
+def memo_answer(backbone: CausalBackbone) -> th.Tensor:
+    return backbone.next_hidden(ragged([[1, 2, 3, 4, 5]]))
+
+
+@pytest.mark.parametrize("how", ["step", "load", "replace", "single", "module"])
+def test_weights_that_change_drop_the_memo(backbone: CausalBackbone, how: str) -> None:
+    stale = memo_answer(backbone)
+    keys = [parameter for name, parameter in backbone.named_parameters() if "attn" in name]
+    with th.enable_grad():
+        if how == "step":
+            optimizer = th.optim.Adam(backbone.parameters(), lr=0.1)
+            backbone.trunk(input_ids=th.tensor([[1, 2, 3]]), use_cache=False).pow(
+                2
+            ).sum().backward()
+            optimizer.step()
+    if how == "load":
+        state = {name: value * 1.5 for name, value in backbone.state_dict().items()}
+        backbone.load_state_dict(state)
+    elif how == "replace":
+        keys[0].data = keys[0].data * 1.5
+    elif how == "single":
+        keys[0][0] *= 1.5
+    elif how == "module":
+        state = {name: value * 1.5 for name, value in backbone.state_dict().items()}
+        backbone.load_state_dict(state, assign=True)
+    fresh = backbone.last_hidden(ragged([[1, 2, 3, 4, 5]]))
+    assert (fresh - stale).abs().max() > 1e-3
+    assert (memo_answer(backbone) - fresh).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.AdamW, th.optim.SGD])
+def test_every_optimizer_step_is_noticed(optimizer: Any, fused: bool) -> None:
+    # A fused step does not change the version that PyTorch keeps of a parameter.
+    env = vec_env(num_envs=2)
+    policy = policy_for(env, optimizer_class=optimizer, optimizer_kwargs={"fused": fused})
+    policy.optimizer.param_groups[0]["lr"] = 0.5
+    observations = {key: th.as_tensor(value) for key, value in env.reset().items()}
+    with th.no_grad():
+        stale = policy.get_distribution(observations).log_probs
+    policy.evaluate_actions(observations, th.tensor([5, 6]))[1].sum().backward()
+    with th.no_grad():  # remembered again, after the last time that gradients were computed
+        assert th.equal(policy.get_distribution(observations).log_probs, stale)
+    policy.optimizer.step()
+    with th.no_grad():
+        answer = policy.get_distribution(observations).log_probs
+        policy.use_cache = False
+        fresh = policy.get_distribution(observations).log_probs
+    assert (fresh - stale).abs().max() > 1e-2
+    assert (answer - fresh).abs().max() <= 1e-4
+
+
+def test_training_mode_drops_the_memo_even_if_nobody_could_tell() -> None:
+    env = vec_env(num_envs=2)
+    policy = policy_for(env)
+    observations = {key: th.as_tensor(value) for key, value in env.reset().items()}
+    with th.no_grad():
+        stale = policy.get_distribution(observations).log_probs
+        for parameter in policy.backbone.parameters():
+            parameter.data.mul_(1.5)  # which PyTorch keeps no count of
+        policy.set_training_mode(True)
+        policy.set_training_mode(False)
+        answer = policy.get_distribution(observations).log_probs
+        policy.use_cache = False
+        fresh = policy.get_distribution(observations).log_probs
+    assert (fresh - stale).abs().max() > 1e-2
+    assert (answer - fresh).abs().max() <= 1e-4
+
+
+def observed(prompts: Rows, responses: Rows, width: int = 24) -> dict[str, Any]:
+    """Observations as an environment gives them, padded with a token that occurs elsewhere."""
+    observation: dict[str, Any] = {}
+    for key, rows in (("prompt", prompts), ("response", responses)):
+        observation[key] = np.array([row + [7] * (width - len(row)) for row in rows])
+        observation[f"{key}_length"] = np.array([[len(row)] for row in rows])
+    return observation
+
+
+def check_observed(backbone: CausalBackbone, prompts: Rows, responses: Rows) -> None:
+    answer = backbone.next_hidden(observed(prompts, responses))
+    for prompt, response, hidden in zip(prompts, responses, answer, strict=True):
+        row = th.tensor([[*prompt, *response]])
+        expected = backbone.trunk(input_ids=row, use_cache=False)[0, -1]
+        assert (hidden - expected).abs().max() <= 1e-5
+
+
+def test_responses_that_grow_cost_a_token_each(backbone: CausalBackbone) -> None:
+    counter = Counter(backbone)
+    prompts: Rows = [[5, 6, 7], [8], [9, 10]]
+    responses: Rows = [[], [], []]
+    counts = []
+    for step in range(6):
+        counter.tokens = 0
+        backbone.next_hidden(observed(prompts, responses))
+        counts.append(counter.tokens)
+        for response in responses:
+            response.append(20 + step)
+    assert counts[1:] == [3] * 5
+
+
+@pytest.mark.parametrize("part", ["prompt", "response"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_rows_that_only_look_as_if_they_went_on(
+    backbone: CausalBackbone, part: str, at: int
+) -> None:
+    """The lengths are those of a response that grew by a token, but another token has changed."""
+    prompts, responses = [[5, 6, 7], [5, 6, 7]], [[8, 9, 10], [8, 9, 10]]
+    check_observed(backbone, prompts, responses)
+    responses = [[*row, 11] for row in responses]
+    (prompts if part == "prompt" else responses)[1][at] = 30
+    check_observed(backbone, prompts, responses)
+    check_observed(backbone, prompts, [[*row, 12] for row in responses])
+
+
+def test_random_episodes(backbone: CausalBackbone) -> None:
+    """Tokens, turns, resets, repeated questions, steps back, and other episodes of like length."""
+    rng = np.random.default_rng(7)
+    prompts = [tokens(rng, int(rng.integers(1, 9))) for _ in range(4)]
+    responses: Rows = [[] for _ in range(4)]
+    for _ in range(80):
+        check_observed(backbone, prompts, responses)
+        for i in range(4):
+            event = rng.random()
+            full = len(responses[i]) == 12
+            if event < 0.05 or len(prompts[i]) + len(responses[i]) > 20:  # another episode
+                prompts[i], responses[i] = tokens(rng, int(rng.integers(1, 9))), []
+            elif event < 0.1 and len(prompts[i]) + len(responses[i]) < 16:  # a reply
+                prompts[i], responses[i] = [*prompts[i], *responses[i], 44], []
+            elif event < 0.15 and responses[i]:  # a step back
+                responses[i] = responses[i][:-1]
+            elif event < 0.2:  # another one of the same length, and a token
+                prompts[i] = tokens(rng, len(prompts[i]))
+                responses[i] = [*responses[i], 3] if not full else responses[i]
+            elif event < 0.95 and not full:
+                responses[i] = [*responses[i], int(rng.integers(1, 50))]
+
+
+@pytest.mark.parametrize("config", ["window", "alibi", "recurrent"])
+def test_models_that_cannot_go_on_from_ragged_rows_compute_all_of_them(config: str) -> None:
+    """GPT-Neo reckons where a query is from the number of keys; others have no keys at all."""
+    settings: dict[str, Any] = {
+        "window": lambda: GPTNeoConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            attention_types=[[["global", "local"], 1]],
+            initializer_range=0.2,
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+        "alibi": lambda: BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=2),
+        "recurrent": lambda: MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2),
+    }
+    with th.random.fork_rng(), pytest.warns(UserWarning, match="each token of a rollout will cost"):
+        th.manual_seed(2)  # weights of GPT-Neo that make a wrong position hard to see
+        backbone = CausalBackbone(settings[config](), VOCAB, 64)
+    rng = np.random.default_rng(8)
+    rows = [tokens(rng, length) for length in (3, 1, 9)]
+    with th.no_grad():
+        for _ in range(6):
+            check(backbone, rows)
+            for row in rows:
+                row += tokens(rng, 1 + int(rng.integers(3)))
+    assert backbone.memo is None

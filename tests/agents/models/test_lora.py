@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from transformers import AutoModelForCausalLM
+
+from agents import PPO, warm_start
+from agents.decoding import decoder as decoding
+from tests.agents.agents import (
+    ITERATION,
+    NUM_ENVS,
+    PLAIN_STEPS,
+    Calls,
+    collect,
+    make_agent,
+    same,
+    shake,
+    train,
+    weights,
+)
+from tests.agents.helpers import FEW, llama, policy_for, roll_out, vec_env
+from tests.agents.oracle import Critic, Diary
+
+peft = pytest.importorskip("peft")
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS}
+SPECS: dict[str, Any] = {
+    "dict": LORA,
+    # With dropout, which stays off.
+    "LoraConfig": peft.LoraConfig(**LORA, lora_dropout=0.5, task_type="CAUSAL_LM"),
+}
+
+
+def lora_agent(spec: Any = LORA, kind: str = "one turn", **kwargs: Any) -> Any:
+    policy = {"model": llama(), "peft_config": spec, "temperature": 0.7, **kwargs.pop("policy", {})}
+    return make_agent(kind, policy=policy, **kwargs)
+
+
+def adapter_weights(model: Any) -> dict[str, th.Tensor]:
+    return {name: value for name, value in weights(model.policy).items() if "lora_" in name}
+
+
+def other_weights(model: Any) -> dict[str, th.Tensor]:
+    return {
+        name: value
+        for name, value in weights(model.policy).items()
+        if "lora_" not in name and "value_head" not in name
+    }
+
+
+def shake_adapter(model: Any) -> None:
+    """Let the adapter make a difference."""
+    generator = th.Generator().manual_seed(3)
+    with th.no_grad():
+        for name, parameter in model.policy.named_parameters():
+            if "lora_" in name:
+                parameter += 0.1 * th.randn(parameter.shape, generator=generator)
+
+
+def plain(model: Any) -> Any:
+    """The model without an adapter, of the class that `transformers` made."""
+    with th.random.fork_rng():
+        bare = AutoModelForCausalLM.from_config(llama())
+    state = {
+        name.replace(".base_layer", ""): value
+        for name, value in weights(model.policy.backbone.model).items()
+        if "lora_" not in name
+    }
+    bare.load_state_dict(state)
+    return bare
+
+
+@pytest.mark.parametrize("spec", list(SPECS))
+def test_only_adapter_and_value_head_are_trained(spec: str) -> None:
+    given = SPECS[spec]
+    before = repr(given)
+    model = lora_agent(given, kl_coef=0.1, ent_coef=0.1, learning_rate=1e-2)
+    frozen, adapter, head = (
+        other_weights(model),
+        adapter_weights(model),
+        weights(model.policy.value_head),
+    )
+    assert len(adapter) == 2 * 3 * 2 and all(
+        value.shape[0] == 4 for n, value in adapter.items() if "lora_A" in n
+    )
+    trained = {n for n, p in model.policy.named_parameters() if p.requires_grad}
+    assert trained == set(adapter) | {"value_head.weight", "value_head.bias"}
+    group = model.policy.optimizer.param_groups[0]["params"]
+    assert {id(p) for p in group} == {
+        id(p) for n, p in model.policy.named_parameters() if n in trained
+    }
+    model.learn(2 * ITERATION)
+    assert repr(given) == before  # what was passed in is the caller's
+    assert same(frozen, other_weights(model))
+    after = adapter_weights(model)
+    assert all(not th.equal(value, after[name]) for name, value in adapter.items())
+    assert not same(head, weights(model.policy.value_head))
+    # Dropout is off, the adapter's as well.
+    collect(model)
+    assert train(model).log["train/first_ratio_error"] < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["one turn", "several turns"])
+def test_reference_is_the_model_without_its_adapter(kind: str) -> None:
+    model = lora_agent(kind=kind, kl_coef=0.3)
+    shake_adapter(model)
+    diary = Diary()
+    calls = Calls(model.policy.backbone.model.get_input_embeddings())
+    collect(model, diary)
+    assert model.reference is None and "reference" not in model.get_parameters()
+    sequences = model.rollout_buffer.sequences
+    parts = len(model.rollout_buffer.micro_batches(sequences, model.batch_size))
+    reads = sum(rows * width for rows, width in calls.shapes[-parts:])
+    assert reads == sum(sequence.length - 1 for sequence in sequences)
+    reference = Critic(plain(model), FEW, 0.7)
+    with th.no_grad():
+        truth = [reference.log_probs(t.context)[FEW.index(t.token)].item() for t in diary.tokens]
+    buffer = model.rollout_buffer
+    assert np.abs(buffer.ref_log_probs - np.array(truth).reshape(-1, NUM_ENVS)).max() < 1e-5
+    kl = buffer.log_probs - np.array(truth).reshape(-1, NUM_ENVS)
+    assert np.abs(kl).max() > 0.05
+    raw = np.array([token.reward for token in diary.tokens]).reshape(-1, NUM_ENVS)
+    assert np.abs(buffer.rewards - (raw - 0.3 * kl)).max() < 1e-5
+    # Afterwards the adapter is there again, and learns.
+    assert train(model).log["train/first_ratio_error"] < 1e-5
+    assert all(p.requires_grad for n, p in model.policy.named_parameters() if "lora_" in n)
+
+
+def test_reference_may_be_another_model(tmp_path: Path) -> None:
+    other = policy_for(vec_env(), llama())
+    shake(other)
+    other.save_pretrained(tmp_path / "model")
+    model = collect(lora_agent(kl_coef=0.1, ref_model=str(tmp_path / "model")))
+    assert same(weights(model.reference.model), weights(other.backbone.model))
+    assert abs(model.rollout_buffer.log_probs - model.rollout_buffer.ref_log_probs).max() > 0.01
+
+
+def test_kl_is_zero_at_first_also_after_a_warm_start(tmp_path: Path) -> None:
+    model = lora_agent(kl_coef=0.1, learning_rate=1e-2)
+    log = collect(model).logger.name_to_value
+    assert abs(log["kl/per_token"]) < 1e-6 and abs(log["kl/per_episode"]) < 1e-5
+    train(model)
+    assert abs(collect(model).logger.name_to_value["kl/per_token"]) > 1e-6
+    # Folded by the warm start, what the adapter has learned is the model's own.
+    for cache in (tmp_path, tmp_path):  # once computed, once found
+        model = lora_agent(kind="several turns", kl_coef=0.1, learning_rate=1e-2)
+        base = plain(model)
+        warm_start(model, passes=30, progress=False, cache=cache)
+        policy = model.policy
+        obs, _ = policy.obs_to_tensor(model.env.reset())
+        with th.no_grad():
+            before = policy.get_distribution(obs).log_probs
+        assert not same(weights(base), weights(plain(model)))
+        assert not any(value.any() for n, value in adapter_weights(model).items() if "lora_B" in n)
+        assert all(value.any() for n, value in adapter_weights(model).items() if "lora_A" in n)
+        collect(model)
+        assert (
+            np.abs(model.rollout_buffer.log_probs - model.rollout_buffer.ref_log_probs).max() < 1e-5
+        )
+        allowed = th.tensor(FEW)
+        logits = plain(model)(th.tensor([read_first(obs)])).logits[0, -1, allowed]
+        truth = (logits / 0.7).log_softmax(-1)
+        assert (before[0, allowed] - truth).abs().max() < 1e-4
+        train(model)
+        assert any(value.any() for n, value in adapter_weights(model).items() if "lora_B" in n)
+
+
+def read_first(obs: Any) -> list[int]:
+    return [int(t) for t in obs["prompt"][0, : int(obs["prompt_length"][0, 0])]]
+
+
+def test_fold_leaves_what_the_model_says() -> None:
+    model = lora_agent()
+    shake_adapter(model)
+    network, ids = model.policy.backbone.model, th.tensor([[5, 6, 7]])
+    with th.no_grad():
+        before, base = network(ids).logits, plain(model)(ids).logits
+        model.policy.backbone.adapter.fold()
+        shake_adapter(model)  # What is learned from here on counts.
+        assert (network(ids).logits - before).abs().max() > 0.1
+        assert (plain(model)(ids).logits - before).abs().max() < 1e-4
+        before = network(ids).logits
+        for _ in range(2):
+            model.policy.backbone.adapter.fold()
+            assert (network(ids).logits - before).abs().max() < 1e-4
+            assert (plain(model)(ids).logits - before).abs().max() < 1e-4
+            with model.policy.backbone.adapter.disabled():
+                assert (network(ids).logits - before).abs().max() < 1e-4
+    assert (before - base).abs().max() > 0.1
+    assert all(p.requires_grad == ("lora_" in n) for n, p in network.named_parameters())
+
+
+@pytest.mark.parametrize("spec", list(SPECS))
+def test_save_and_load_and_the_penalty_goes_on(spec: str, tmp_path: Path) -> None:
+    model = lora_agent(SPECS[spec], kl_coef=0.2, kl_target=1.0, learning_rate=1e-2)
+    model.learn(2 * ITERATION)
+    model.save(tmp_path / "agent")
+    loaded: Any = PPO.load(tmp_path / "agent", device="cpu", env=model.env)
+    assert same(weights(model.policy), weights(loaded.policy))
+    assert loaded.kl_coef == model.kl_coef != 0.2 and loaded.reference is None
+    assert {n for n, p in loaded.policy.named_parameters() if p.requires_grad} == {
+        n for n, p in model.policy.named_parameters() if p.requires_grad
+    }
+    first, second = (roll_out(m.policy, vec_env(), 6) for m in (model, loaded))
+    assert np.array_equal(first.actions, second.actions)
+    assert np.array_equal(first.log_probs, second.log_probs)
+    frozen = other_weights(loaded)
+    diary = Diary()
+    collect(loaded, diary)
+    reference = Critic(plain(model), FEW, 0.7)
+    with th.no_grad():
+        truth = [reference.log_probs(t.context)[FEW.index(t.token)].item() for t in diary.tokens]
+    got = loaded.rollout_buffer.ref_log_probs
+    assert np.abs(got - np.array(truth).reshape(-1, NUM_ENVS)).max() < 1e-5
+    train(loaded)
+    assert same(frozen, other_weights(loaded))
+    model.policy.save(str(tmp_path / "policy.pt"))
+    assert same(
+        weights(model.policy), weights(type(model.policy).load(str(tmp_path / "policy.pt")))
+    )
+
+
+def test_saved_folder_is_an_ordinary_one(tmp_path: Path) -> None:
+    model = lora_agent()
+    shake_adapter(model)
+    before, ids = weights(model.policy), th.tensor([[5, 6, 7, 8]])
+    model.policy.save_pretrained(tmp_path / "model")
+    assert same(before, weights(model.policy))
+    folder = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert type(folder).__name__ == "LlamaForCausalLM"
+    assert set(folder.state_dict()) == set(plain(model).state_dict())
+    with th.no_grad():
+        assert (folder(ids).logits - model.policy.backbone.model(ids).logits).abs().max() < 1e-4
+        assert (folder(ids).logits - plain(model)(ids).logits).abs().max() > 0.1
+    # It still learns afterwards.
+    assert np.isfinite(train(collect(model)).log["train/loss"])
+    assert not same(before, weights(model.policy))
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "autocast": "bfloat16"}])
+def test_adapter_gradients_are_those_of_the_merged_weights(options: dict[str, Any]) -> None:
+    # d/dB of W + s * B A is s * (d/dW) A^T, and likewise for A.
+    still: dict[str, Any] = {"learning_rate": 0.0, "max_grad_norm": 1e9, "n_epochs": 1}
+    model = lora_agent(policy={**PLAIN_STEPS, **options}, **still)
+    shake_adapter(model)
+    collect(model)
+    update = train(model)
+    name = "backbone.model.model.layers.1.mlp.down_proj"
+    merged = make_agent(policy={"model": llama(), "temperature": 0.7, **PLAIN_STEPS}, **still)
+    network = model.policy.backbone.adapter.merged()
+    merged.policy.backbone.model.load_state_dict(network.state_dict())
+    merged.policy.value_head.load_state_dict(model.policy.value_head.state_dict())
+    merged.rollout_buffer = model.rollout_buffer
+    merged._setup_learn(1000)
+    truth = train(merged)
+    scale = 8 / 4
+    gradients, after = update.gradients[0], weights(model.policy)
+    whole = truth.gradients[0][f"{name}.weight"]
+    a, b = after[f"{name}.lora_A.default.weight"], after[f"{name}.lora_B.default.weight"]
+    tolerance = 0.1 if options else 1e-4
+    for key, expected in (("lora_B", scale * whole @ a.T), ("lora_A", scale * b.T @ whole)):
+        error = (gradients[f"{name}.{key}.default.weight"] - expected).abs().max()
+        assert error < tolerance * expected.abs().max()
+
+
+def test_memory_holds_one_model_only() -> None:
+    model = collect(lora_agent(kl_coef=0.1))
+    backbone = model.policy.backbone.model
+    modules = [value for value in vars(model).values() if isinstance(value, th.nn.Module)]
+    assert modules == [model.policy]
+    count = sum(p.numel() for p in model.policy.parameters())
+    base = sum(p.numel() for p in plain(model).parameters())
+    lora = sum(p.numel() for n, p in backbone.named_parameters() if "lora_" in n)
+    assert count == base + lora + 33 and lora < 0.2 * base
+
+
+def test_peft_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r'pip install "textenvs\[lora\]"'):
+        lora_agent()
+    make_agent()  # Nobody else needs it.
+
+
+def test_arguments_that_make_no_sense() -> None:
+    with pytest.raises(TypeError, match=r"a peft\.LoraConfig or a dict .* but it is a str"):
+        lora_agent("lora")
+    with pytest.raises(ValueError, match="leave value_model out"):
+        lora_agent(policy={"value_model": "copy"})
+
+
+def test_without_its_adapter_a_policy_answers_as_if_it_never_had_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by its head, which rollouts run in a layout of its own."""
+    monkeypatch.setattr(decoding, "layout", lambda _, dtype: decoding.Cast)
+    spec = {"r": 2, "target_modules": ["lm_head"]}
+    model = lora_agent(spec).learn(ITERATION)
+    policy = model.policy
+    obs, _ = policy.obs_to_tensor(model.env.reset())
+    with th.no_grad():
+        for name, parameter in policy.backbone.model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.5)
+        policy.start_rollout(decoding.PACK_AFTER)
+        policy(obs)
+        assert policy.backbone.decoder.prepacked
+        adapter = policy.backbone.adapter
+        with adapter.disabled():
+            answer = policy.get_distribution(obs).log_probs.exp()
+            policy.use_cache = False
+            expected = policy.get_distribution(obs).log_probs.exp()
+        with_adapter = policy.get_distribution(obs).log_probs.exp()
+    th.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
+    assert (answer - with_adapter).abs().max() > 1e-2

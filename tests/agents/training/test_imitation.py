@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+
+from agents import PPO, evaluate_split, warm_start
+from agents.training.imitation import IGNORED, default_cache, demonstrations
+from tests.agents.helpers import gpt2, llama
+from textenvs.task import Example, Task, Transcript, Turn
+from textenvs.text.codec import embedded_tokenizer
+
+WORDS = ("red", "green", "blue", "black", "white")
+
+
+class Spell(Task):
+    """Say a colour; the references know which."""
+
+    max_new_tokens = 6
+
+    def examples(self, split: str) -> list[Example]:
+        return [Example(f"Colour {i}:", (WORDS[i % 5],)) for i in range(20)]
+
+    def score(self, transcripts: Sequence[Transcript]) -> list[float]:
+        return [float(t.response in t.references) for t in transcripts]
+
+
+class Chat(Spell):
+    """Three turns, and what is demonstrated depends on what was said."""
+
+    max_turns = 3
+
+    def reply(self, transcript: Transcript, rng: np.random.Generator) -> str:
+        return f"after {transcript.response}?"
+
+    def demonstrate(self, example: Example, turns: Sequence[Turn], rng: np.random.Generator) -> str:
+        return f"{example.references[0]} {len(turns)}"
+
+
+class Silent(Spell):
+    """No references."""
+
+    def examples(self, split: str) -> list[Example]:
+        return [Example("Colour:")]
+
+
+def agent(task: Any = Spell, config: Any = None, seed: int = 0, **kwargs: Any) -> Any:
+    env: Any = gym.make_vec("TextGen-v0", num_envs=4, **{"task": task, **kwargs})
+    return PPO(
+        "TransformerPolicy",
+        env,
+        n_steps=8,
+        batch_size=16,
+        seed=seed,
+        device="cpu",
+        policy_kwargs={"model": llama() if config is None else config},
+    )
+
+
+def state(model: Any) -> dict[str, th.Tensor]:
+    return {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+
+def same(first: dict[str, th.Tensor], second: dict[str, th.Tensor]) -> bool:
+    return all(th.equal(first[name], second[name]) for name in first)
+
+
+def test_cache_gives_the_very_weights(tmp_path: Path) -> None:
+    models = [agent() for _ in range(3)]
+    caches: list[bool | Path] = [tmp_path, tmp_path, False]
+    for model, cache in zip(models, caches, strict=True):
+        before = state(model)
+        warm_start(model, passes=2, progress=False, cache=cache)
+        assert not same(before, state(model))
+        assert len(list(tmp_path.iterdir())) == 1
+    assert same(state(models[0]), state(models[1]))
+    assert same(state(models[0]), state(models[2]))
+    configs = [model.policy.backbone.config.to_dict() for model in models]
+    assert configs[0] == configs[1] == configs[2] == agent().policy.backbone.config.to_dict()
+
+
+def test_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm_start(agent(), passes=1, progress=False, cache=tmp_path)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("fitted again")
+
+    monkeypatch.setattr("agents.training.fitting.fit", fail)
+    warm_start(agent(), passes=1, progress=False, cache=tmp_path)
+    changes: list[dict[str, Any]] = [
+        {"passes": 2},
+        {"learning_rate": 1e-4},
+        {"batch_size": 8},
+        {"seed": 1},
+    ]
+    for change in changes:
+        with pytest.raises(RuntimeError, match="fitted again"):
+            warm_start(agent(), **{"passes": 1, "progress": False, "cache": tmp_path, **change})
+    # The same weights in another model: what is between them differs.
+    others = [agent(seed=1), agent(Chat), agent(config=llama(hidden_act="gelu"))]
+    for other in others:
+        with pytest.raises(RuntimeError, match="fitted again"):
+            warm_start(other, passes=1, progress=False, cache=tmp_path)
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "textenvs" / "warm_start"
+    warm_start(agent(), passes=1, progress=False)
+    assert len(list(default_cache().iterdir())) == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Path.home() / ".cache" / "textenvs" / "warm_start"
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_generators_are_untouched(progress: bool, tmp_path: Path) -> None:
+    model = agent()
+    model.env.reset()
+    engine = model.env.get_attr("engine")[0]
+    before = {key: value.copy() for key, value in engine.observations.items()}
+    states = th.get_rng_state(), repr(np.random.get_state()), random.getstate()
+    for _ in range(2):  # fitted, then taken from the cache
+        warm_start(model, passes=1, progress=progress, cache=tmp_path)
+        assert th.equal(th.get_rng_state(), states[0])
+        assert repr(np.random.get_state()) == states[1]
+        assert random.getstate() == states[2]
+    assert all(np.array_equal(engine.observations[key], before[key]) for key in before)
+    assert engine.terms and not model.policy.training
+    assert not any(module.training for module in model.policy.backbone.modules())
+    assert not list(Path.cwd().glob("trainer_output"))
+
+
+def test_demonstrations_of_a_single_turn() -> None:
+    engine = agent().env.get_attr("engine")[0]
+    tokenizer = embedded_tokenizer()
+    data = demonstrations(engine, passes=2)
+    assert len(data) == 40
+    for i in range(40):
+        item = data[i]
+        prompt = tokenizer.encode(f"Colour {i % 20}:")
+        answer = [*tokenizer.encode(f" {WORDS[i % 20 % 5]}"), tokenizer.eos_token_id]
+        assert item["input_ids"].tolist() == prompt + answer
+        assert item["labels"].tolist() == [IGNORED] * len(prompt) + answer
+
+
+def test_demonstrations_of_a_dialogue() -> None:
+    engine = agent(Chat).env.get_attr("engine")[0]
+    tokenizer = embedded_tokenizer()
+    item = demonstrations(engine, passes=1)[3]
+    tokens, labels = item["input_ids"], item["labels"]
+    turns = [f"black {n}" for n in (1, 3, 5)]
+    learned = tokens[labels != IGNORED]
+    assert th.equal(learned, labels[labels != IGNORED])
+    ends = [[*tokenizer.encode(f" {turn}"), tokenizer.eos_token_id] for turn in turns]
+    assert learned.tolist() == [token for turn in ends for token in turn]
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    users = ["\nUser: after black 1?\nAgent:", "\nUser: after black 3?\nAgent:"]
+    assert text == f"Colour 3: {turns[0]}{users[0]} {turns[1]}{users[1]} {turns[2]}"
+
+
+def test_imitation_is_learned() -> None:
+    model = agent(config=gpt2())
+    held_out = gym.make("TextGen-v0", task=Spell)
+    before = evaluate_split(model, held_out)
+    settings: dict[str, Any] = {"progress": False, "cache": False, "learning_rate": 5e-3}
+    warm_start(model, passes=60, batch_size=8, **settings)
+    after = evaluate_split(model, held_out)
+    assert before.mean < 0.1 and after.mean > 0.7
+
+
+def test_memo_is_dropped() -> None:
+    model = agent()
+    obs: Any = model.env.reset()
+    tensors = {key: th.as_tensor(value) for key, value in obs.items()}
+    with th.no_grad():
+        stale = model.policy.get_distribution(tensors).log_probs
+        with th.enable_grad():
+            warm_start(model, passes=2, progress=False, cache=False)
+        answer = model.policy.get_distribution(tensors).log_probs
+        model.policy.use_cache = False
+        fresh = model.policy.get_distribution(tensors).log_probs
+    assert (stale - fresh).abs().max() > 1e-2 and (answer - fresh).abs().max() < 1e-5
+
+
+def test_reference_of_the_kl_is_the_warm_started_model() -> None:
+    model = agent()
+    model.kl_coef = 0.1
+    warm_start(model, passes=1, progress=False, cache=False)
+    started = state(model)
+    model.learn(32)
+    reference = model.get_parameters()["reference"]
+    assert all(th.equal(value, started[f"backbone.{name}"]) for name, value in reference.items())
+
+
+def test_no_passes_do_nothing(tmp_path: Path) -> None:
+    model = agent(Silent)
+    before = state(model)
+    warm_start(model, passes=0, cache=tmp_path)
+    assert same(before, state(model)) and not list(tmp_path.iterdir())
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="no references to demonstrate"):
+        warm_start(agent(Silent), passes=1, progress=False, cache=False)
+    with pytest.raises(ValueError, match="passes must be at least 0"):
+        warm_start(agent(), passes=-1)
+    with pytest.raises(TypeError, match="needs a TransformerPolicy"):
+        warm_start(stable_baselines3.PPO("MlpPolicy", "CartPole-v1", device="cpu"))
+
+
+def test_the_cache_tells_adapters_apart(tmp_path: Path) -> None:
+    results = []
+    for alpha, cache in ((1, tmp_path), (64, tmp_path), (64, False)):
+        model: Any = PPO(
+            "TransformerPolicy",
+            gym.make_vec("TextGen-v0", num_envs=4, task=Spell),
+            seed=0,
+            device="cpu",
+            policy_kwargs={"model": llama(), "peft_config": {"r": 2, "lora_alpha": alpha}},
+        )
+        warm_start(model, passes=2, progress=False, cache=cache)
+        results.append(state(model))
+    assert not same(results[0], results[1]) and same(results[1], results[2])
+
+
+def test_learning_rate_suits_what_the_model_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    arguments = import_module("agents.training.fitting").TrainingArguments
+
+    def noted(**kwargs: Any) -> Any:
+        rates.append(kwargs["learning_rate"])
+        return arguments(**kwargs)
+
+    monkeypatch.setattr("agents.training.fitting.TrainingArguments", noted)
+    model = agent()
+    warm_start(model, passes=1, progress=False, cache=False)
+    model.policy.save_pretrained(tmp_path / "model")
+    pretrained = agent(config=str(tmp_path / "model"))
+    pretrained.save(tmp_path / "agent")
+    loaded = PPO.load(tmp_path / "agent", env=pretrained.env, device="cpu")
+    for model in (pretrained, loaded):
+        warm_start(model, passes=1, progress=False, cache=False)
+    assert rates == [1e-3, 5e-5, 5e-5]

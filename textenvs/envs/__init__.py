@@ -1,0 +1,1 @@
+"""The environments: one batched engine, and Gymnasium's two views of it."""

@@ -1,0 +1,186 @@
+"""One text environment: a one-slot view of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from textenvs.envs.engine import Info, Observation, TextEngine
+from textenvs.envs.rendering import Screen, render_ansi
+from textenvs.envs.state import generator_from, generator_state
+from textenvs.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TextEnv(gym.Env[Observation, np.int64]):
+    """A text task, one token a step.
+
+    ## Description
+    The agent reads a prompt and writes a response token by token. In a dialogue the user answers
+    each response, the prompt grows by both, and the agent writes the next one.
+
+    ## Action Space
+    `TokenSpace(len(tokenizer))`, a `Discrete`: the next token. EOS ends the turn.
+
+    ## Observation Space
+    A `Dict` of int64 `Box`es, right-padded with the pad id: `prompt` (max_prompt_tokens,),
+    `prompt_length` (1,), `response` (max_new_tokens,), `response_length` (1,). In a dialogue,
+    `prompt` is the whole conversation so far, the agent's turns exactly as it emitted them.
+
+    ## Rewards
+    The sum of the reward terms, on the last token of a turn; 0 on every other step.
+
+    ## Episode End
+    Terminated when the agent ends its last turn (EOS, or the response budget is used up), when the
+    user ends the conversation, or when the conversation no longer fits the prompt budget.
+    Truncated only by `max_episode_steps`.
+
+    ## Information
+    At the end of a turn: `transcript` (a `Transcript`) and `reward_terms` (a number for each term).
+    At the end of an episode also `example` (its index) and, if the task defines it, `is_success`.
+
+    Args:
+        task: A registered id, "package.module:Class", a `Task` class or a `Task`.
+        tokenizer: None (the embedded one), a name or path, or a tokenizer (never changed).
+        dataset: None (the task's own data) or what `textenvs.data.sources.load_examples` takes.
+        fields: Which columns of the dataset hold `prompt`, `references`, ...
+        split: "train", "validation", "test", or a part such as "train[:90%]".
+        reward: None (the task's own) or what `textenvs.rewards.resolve_rewards` takes.
+        max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
+        max_new_tokens: The response budget of a turn, EOS included. None: the task's.
+        truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
+        render_mode: "ansi" (text), "human" (written to the terminal as it goes), or None.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["ansi", "human"],
+        "render_fps": 20,
+    }
+
+    def __init__(
+        self,
+        task: str | Task | type[Task],
+        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        dataset: Any = None,
+        fields: Mapping[str, str] | None = None,
+        split: str = "train",
+        reward: Any = None,
+        max_prompt_tokens: int | None = None,
+        max_new_tokens: int | None = None,
+        truncate_prompt: Literal["left", "right"] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            # A TypeError, since SB3 asks for "rgb_array" and, after one, does without.
+            raise TypeError(
+                f"render_mode must be None, 'ansi' or 'human', but it is {render_mode!r}."
+            )
+        self.engine = TextEngine(
+            task,
+            tokenizer=tokenizer,
+            dataset=dataset,
+            fields=fields,
+            split=split,
+            reward=reward,
+            max_prompt_tokens=max_prompt_tokens,
+            max_new_tokens=max_new_tokens,
+            truncate_prompt=truncate_prompt,
+        )
+        self.observation_space: Any = self.engine.observation_space
+        self.action_space = self.engine.action_space
+        self.render_mode = render_mode
+        self._screen = Screen() if render_mode == "human" else None
+        self._info: Info = {}
+        self._running = False
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.engine.task
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return self.engine.tokenizer
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Start an episode; `options={"example": i}` picks the example."""
+        super().reset(seed=seed)
+        example = (options or {}).get("example")
+        self.engine.reset(0, self.np_random, None if example is None else int(example))
+        self._info, self._running = {}, True
+        self._show(first=True)
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
+        """Append a token to the response."""
+        if not self._running:
+            raise ResetNeeded("The episode is over or has not started: call reset() before step().")
+        actions = np.asarray(action).reshape(-1)
+        if actions.shape != (1,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(
+                f"An action must be one token id, an integer in [0, {self.engine.action_space.n}), "
+                f"but it is {action!r}."
+            )
+        rewards, terminated, infos = self.engine.step(actions.astype(np.int64), (self.np_random,))
+        self._info = infos[0][1] if infos else {}
+        self._running = not terminated[0]
+        self._show()
+        # A copy: wrappers write into what they are given, and rendering needs it as it was.
+        info = dict(self._info)
+        return self._observation(), float(rewards[0]), bool(terminated[0]), False, info
+
+    def render(self) -> str | None:
+        """Return the conversation as coloured text ("ansi"), or nothing."""
+        if self.render_mode is None:
+            gym.logger.warn(
+                "You are calling render without a render mode: "
+                'pass gym.make(..., render_mode="ansi").'
+            )
+            return None
+        return render_ansi(self.engine, 0, self._info) if self.render_mode == "ansi" else None
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the episode and the generator stand, as plain data.
+
+        What wrappers count by themselves (`TimeLimit`'s steps) is not in it.
+        """
+        return {
+            "engine": self.engine.get_state(),
+            "generator": generator_state(self._np_random),
+            "seed": self._np_random_seed,
+            "running": self._running,
+            "info": dict(self._info),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `get_state` was called, here or in an environment made alike.
+
+        Raises:
+            ValueError: If the state is that of an environment with other examples or budgets.
+        """
+        self.engine.set_state(state["engine"])
+        self._np_random = generator_from(state["generator"])
+        self._np_random_seed = state["seed"]
+        self._running = state["running"]
+        self._info = dict(state["info"])
+
+    # Under this name, Gymnasium's and SB3's ways to get and set attributes reach it in workers.
+    text_state = property(get_state, set_state)
+
+    def _show(self, first: bool = False) -> None:
+        if self._screen is not None:
+            frame = render_ansi(self.engine, 0, self._info)
+            self._screen.show(frame, first=first, last=bool(self._info))
+
+    def _observation(self) -> Observation:
+        return {key: array[0].copy() for key, array in self.engine.observations.items()}

@@ -1,0 +1,143 @@
+"""Playing chosen examples to the end, each exactly once: for evaluation and for demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from textenvs.envs.engine import Info, Observation, TextEngine
+from textenvs.task import Example, Transcript, Turn
+from textenvs.text.codec import TokenIds
+
+# What an agent that speaks text says next: from the example and the conversation so far.
+Respond = Callable[[Example, Sequence[Turn], np.random.Generator], str]
+
+
+@dataclass
+class Episode:
+    """A finished episode.
+
+    Args:
+        example: The index of its example.
+        turns: (prompt, response) of each turn, as token ids.
+        transcript: The whole conversation.
+        reward: The return: the sum of all rewards, undiscounted.
+        reward_terms: The sum of each reward term.
+        is_success: Whether it succeeded, if the task knows success.
+    """
+
+    example: int
+    turns: list[tuple[TokenIds, TokenIds]] = field(default_factory=list)
+    transcript: Transcript | None = None
+    reward: float = 0.0
+    reward_terms: dict[str, float] = field(default_factory=dict)
+    is_success: bool | None = None
+
+
+class TokenAgent(Protocol):
+    """Chooses the next token of each slot."""
+
+    def __call__(self, engine: TextEngine, observations: Observation) -> npt.NDArray[np.int64]:
+        """Return (num_envs,) token ids."""
+        ...
+
+
+class ScriptedAgent:
+    """An agent that speaks text: what it says is emitted token by token.
+
+    Args:
+        respond: Says what to respond.
+        seed: The seed for `respond`'s generator.
+    """
+
+    def __init__(self, respond: Respond, seed: int = 0) -> None:
+        self._respond = respond
+        self._rng = np.random.default_rng(seed)
+        self._pending: dict[int, TokenIds] = {}
+        self._answered: dict[int, Sequence[Turn]] = {}
+
+    def __call__(self, engine: TextEngine, observations: Observation) -> npt.NDArray[np.int64]:
+        """Return the next token of what each slot is saying."""
+        actions = np.full(engine.num_envs, engine.eos_token_id, dtype=np.int64)
+        for slot, length in enumerate(observations["response_length"][:, 0].tolist()):
+            turns = engine.turns[slot]
+            # Each turn has a tuple of its own; a slot that is not stepped is not asked again.
+            if length == 0 and self._answered.get(slot) is not turns:
+                text = self._respond(engine.example(slot), turns, self._rng)
+                self._pending[slot] = engine.encode_response(text, slot)
+                self._answered[slot] = turns
+            if length < len(self._pending[slot]):
+                actions[slot] = self._pending[slot][length]
+        return actions
+
+
+def play(
+    engine: TextEngine, agent: TokenAgent, examples: Sequence[int], seed: int = 0
+) -> list[Episode]:
+    """Play each of the examples once; a slot takes the next one as soon as it is free.
+
+    Args:
+        engine: Where to play; use `TextEngine.with_slots` to leave a running one alone.
+        agent: Chooses the tokens.
+        examples: The indices of the examples.
+        seed: Each episode's generator is seeded with this and its example, so that it does not
+            depend on the slot or on what else is played.
+
+    Returns:
+        The episodes, in the order of the examples.
+    """
+    episodes = [Episode(example) for example in examples]
+    waiting = iter(episodes)
+    running: dict[int, Episode] = {}
+    rngs = [np.random.default_rng() for _ in range(engine.num_envs)]
+
+    def start(slot: int) -> None:
+        """Give a free slot the next example, if there is one."""
+        running.pop(slot, None)
+        episode = next(waiting, None)
+        # Without one, the slot idles on an episode of its own, which nobody steps.
+        index = episodes[0].example if episode is None else episode.example
+        rngs[slot] = np.random.default_rng([seed, index])
+        engine.reset(slot, rngs[slot], index)
+        if episode is not None:
+            running[slot] = episode
+
+    for slot in range(engine.num_envs if episodes else 0):
+        start(slot)
+    while running:
+        actions = agent(engine, engine.observations)
+        before = _turns(engine, actions)
+        _, terminated, infos = engine.step(actions, rngs, np.array(sorted(running)))
+        for slot, info in infos:
+            _record(running[slot], before(slot), info)
+            if terminated[slot]:
+                start(slot)
+    return episodes
+
+
+def _turns(
+    engine: TextEngine, actions: npt.NDArray[np.int64]
+) -> Callable[[int], tuple[TokenIds, TokenIds]]:
+    """Return what tells a slot's prompt and response, the token about to be appended included."""
+    now = {key: array.copy() for key, array in engine.observations.items()}
+
+    def turn(slot: int) -> tuple[TokenIds, TokenIds]:
+        prompt = now["prompt"][slot, : now["prompt_length"][slot, 0]]
+        response = now["response"][slot, : now["response_length"][slot, 0]]
+        return prompt.copy(), np.append(response, actions[slot])
+
+    return turn
+
+
+def _record(episode: Episode, turn: tuple[TokenIds, TokenIds], info: Info) -> None:
+    """Enter a finished turn."""
+    episode.turns.append(turn)
+    episode.transcript = info["transcript"]
+    episode.is_success = info.get("is_success")
+    for name, value in info["reward_terms"].items():
+        episode.reward += value
+        episode.reward_terms[name] = episode.reward_terms.get(name, 0.0) + value

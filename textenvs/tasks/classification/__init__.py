@@ -1,0 +1,1 @@
+"""Label a review."""
