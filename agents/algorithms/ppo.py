@@ -513,11 +513,8 @@ class PPO(stable_baselines3.PPO):
         policy.start_rollout(n_rollout_steps)
 
         def act() -> bool:
-            try:
-                with self._observing_on_host(), late_rewards(self, env, buffer):
-                    return collect(env, callback, rollout_buffer, n_rollout_steps)
-            finally:
-                policy.unwanted_values = None
+            with self._observing_on_host(), late_rewards(self, env, buffer):
+                return collect(env, callback, rollout_buffer, n_rollout_steps)
 
         goes_on = parallel.run_on_all(act)
         self.num_timesteps = before + sum(parallel.all_gather([self.num_timesteps - before]))
@@ -552,9 +549,6 @@ class PPO(stable_baselines3.PPO):
             super()._update_info_buffer(infos, dones)
         if not self.is_text:
             return
-        if self.rollout_buffer.pos == self.n_steps - 1:
-            # Nothing follows these episodes, so what comes after the rollout is worth nothing.
-            self._text_policy().unwanted_values = dones
         for slot, info in enumerate(infos):
             if not info:
                 continue

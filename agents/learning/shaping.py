@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 import torch as th
-from stable_baselines3.common.utils import obs_as_tensor
 
 from agents import parallel
 from agents.learning.kl import adapt_kl_coef, estimate_kl
@@ -91,9 +90,7 @@ def bootstrap(agent: PPO, buffer: SequenceRolloutBuffer) -> None:
     last = [episode.observation for episode in agent.truncations]
     batch = {key: np.stack([observation[key] for observation in last]) for key in last[0]}
     with th.no_grad():
-        values = cast("TransformerPolicy", agent.policy).values_without_memo(
-            obs_as_tensor(batch, agent.device)
-        )
+        values = cast("TransformerPolicy", agent.policy).observation_values(batch)
     steps = [episode.step for episode in agent.truncations]
     slots = [episode.slot for episode in agent.truncations]
     buffer.rewards[steps, slots] += agent.gamma * values.cpu().numpy().flatten()

@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import explained_variance
 
 from agents import parallel
 from agents.learning.kl import KLEstimator, estimate_kl
+from agents.models.layout import SequenceBatch
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import Sequence, SequenceRolloutBuffer
 
@@ -107,10 +108,12 @@ class Objective:
     ) -> tuple[dict[str, th.Tensor], th.Tensor]:
         """Return, for each token of some sequences, the losses' terms and how far off 1 it is."""
         samples = buffer.samples(sequences)
-        values, log_prob, entropy = policy.evaluate_actions(
-            samples.observations, samples.actions, entropy_gradient=self.ent_coef != 0
+        observations = cast("dict[str, th.Tensor]", samples.observations)
+        tokens, positions = observations["tokens"], observations["action_positions"]
+        log_prob, entropy, values = policy.score(
+            SequenceBatch(tokens, positions, positions), samples.actions, self.ent_coef != 0
         )
-        values = values.flatten()
+        assert values is not None
         advantages = (samples.advantages - mean) / std
         log_ratio = log_prob - samples.old_log_prob
         ratio = log_ratio.exp()

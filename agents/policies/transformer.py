@@ -6,9 +6,8 @@ import copy
 import json
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
@@ -17,8 +16,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from agents import parallel
+from agents.decoding.prefix_cache import Observation
 from agents.files import atomic_path
 from agents.models.backbone import CausalBackbone, ModelSpec
+from agents.models.layout import SequenceBatch
 from agents.policies.sampling import (
     LOGITS_AT_A_TIME,
     Sampling,
@@ -37,6 +38,20 @@ if TYPE_CHECKING:
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
 SAMPLING_FILE = "sampling.json"
+
+
+class Scores(NamedTuple):
+    """What a policy makes of actions, (actions,) each.
+
+    Args:
+        log_probs: Of the actions, under the distribution that is sampled from.
+        entropies: Of these distributions, in nats.
+        values: Of what the actions were chosen from. None: there is no critic.
+    """
+
+    log_probs: th.Tensor
+    entropies: th.Tensor
+    values: th.Tensor | None
 
 
 class TransformerPolicy(ActorCriticPolicy):
@@ -63,6 +78,8 @@ class TransformerPolicy(ActorCriticPolicy):
         use_cache: Whether to remember keys and values between calls; the answers are the same.
         value_model: What the critic reads: None (the actor's trunk), "copy" (a model of its own
             that starts as the actor's, as it is after a warm start), or like `model`.
+        critic: Whether there are values at all; an algorithm without a critic needs none, and what
+            asks for them gets zeros.
         peft_config: A `peft.LoraConfig` or a dict of its arguments, e.g. `{"r": 16}`: train an
             adapter (and the value head) only. The critic must share the trunk.
         autocast: "bfloat16": the trunks compute in it, in rollouts and updates alike, on CPU and
@@ -96,6 +113,7 @@ class TransformerPolicy(ActorCriticPolicy):
         allowed_tokens: list[int] | None = None,
         use_cache: bool = True,
         value_model: ModelSpec | None = None,
+        critic: bool = True,
         peft_config: AdapterSpec | None = None,
         autocast: str | None = None,
         gradient_checkpointing: bool = False,
@@ -122,11 +140,11 @@ class TransformerPolicy(ActorCriticPolicy):
         self.sampling = Sampling(temperature, top_k, top_p)
         self.use_cache = use_cache
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        # Rows whose values nobody will use, for the next call of `predict_values`.
-        self.unwanted_values: npt.NDArray[np.bool_] | None = None
         self.vocab_size = int(cast(spaces.Discrete, action_space).n)
         # Whether the first weights were somebody's work, and not drawn at random.
         self.pretrained = isinstance(model, (str, Path)) and model != "tiny"
+        if value_model is not None and not critic:
+            raise ValueError("A value_model is a critic's: leave it out, or critic=False.")
         if value_model is not None and peft_config is not None:
             raise ValueError(
                 "With peft_config the critic shares the actor's trunk: leave value_model out."
@@ -146,9 +164,11 @@ class TransformerPolicy(ActorCriticPolicy):
             self.value_backbone = copy.deepcopy(self.backbone)
         elif value_model is not None:
             self.value_backbone = self.make_backbone(value_model)
-        self.value_head = nn.Linear((self.value_backbone or self.backbone).hidden_size, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head: nn.Linear | None = None
+        if critic:
+            self.value_head = nn.Linear((self.value_backbone or self.backbone).hidden_size, 1)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
         self._allowed_tokens = allowed_tokens
         self.register_buffer("_allowed", self._allowed_mask(), persistent=False)
         self.optimizer = self.optimizer_class(
@@ -183,32 +203,84 @@ class TransformerPolicy(ActorCriticPolicy):
             self.value_backbone.load_state_dict(self.backbone.state_dict())
             self.value_backbone.forget()
 
+    @property
+    def critic(self) -> bool:
+        """Whether there are values."""
+        return self.value_head is not None
+
+    @property
+    def separate_critic(self) -> bool:
+        """Whether the critic has a model of its own."""
+        return self.value_backbone is not None
+
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Return the next token of each row, its value (n, 1) and its log-probability (n,)."""
-        hidden = self._last_hidden(obs, self.backbone)
-        numbers = None if deterministic else uniform(hidden)
-        actions, log_prob = self._program(("draw", self.sampling), self._draw)(hidden, numbers)
+        actions, log_prob, hidden = self._next_tokens(obs, deterministic)
         if self.value_backbone is not None:
             hidden = self._last_hidden(obs, self.value_backbone)
         actions, values, log_prob = _where_asked(obs, actions, self._values(hidden), log_prob)
         return actions, values, log_prob
 
-    def evaluate_actions(
-        self, obs: PyTorchObs, actions: th.Tensor, entropy_gradient: bool = True
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """Return values, log-probabilities and entropies of actions.
+    @th.no_grad()
+    def act(
+        self, observation: Observation
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]:
+        """Return the next tokens, their log-probabilities and what their values are, (rows,) each.
+
+        A critic of its own is not asked: `values` asks it for whole sequences at once.
 
         Args:
-            obs: Sequences, as `SequenceRolloutBuffer` yields them (`tokens`, `action_positions`):
-                one forward each. Or observations of the environment, one for each action.
+            observation: Of each row, on the host.
+        """
+        actions, log_prob, hidden = self._next_tokens(cast("PyTorchObs", observation), False)
+        answers = [actions, log_prob]
+        if self.critic and not self.separate_critic:
+            answers.append(self._values(hidden).flatten())
+        arrays = [answer.numpy() for answer in _moved(th.device("cpu"), *answers)]
+        return arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None
+
+    def _next_tokens(
+        self, obs: PyTorchObs, deterministic: bool
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Return the next tokens, their log-probabilities, and the hidden states behind them."""
+        hidden = self._last_hidden(obs, self.backbone)
+        numbers = None if deterministic else uniform(hidden)
+        actions, log_prob = self._program(("draw", self.sampling), self._draw)(hidden, numbers)
+        return actions, log_prob, hidden
+
+    def score(
+        self, batch: SequenceBatch, actions: th.Tensor, entropy_gradient: bool = True
+    ) -> Scores:
+        """Return what the policy makes of the actions of sequences, one forward for each sequence.
+
+        Args:
+            batch: The sequences.
             actions: (n,) the tokens emitted, in the order of the sequences.
             entropy_gradient: Whether the entropies need gradients, which take time and memory.
-
-        Returns:
-            Three tensors of shape (n,), values of shape (n, 1).
         """
+        return self._scores(batch, actions, entropy_gradient)
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Return values (n, 1), log-probabilities (n,) and entropies (n,) of actions.
+
+        Args:
+            obs: Sequences, as `SequenceRolloutBuffer` yields them: one forward each. Or
+                observations of the environment, one for each action.
+            actions: (n,) the tokens emitted, in the order of the sequences.
+        """
+        scores = self._scores(obs, actions, entropy_gradient=True)
+        values = scores.values
+        if values is None:
+            values = th.zeros_like(scores.log_probs)
+        return values[:, None], scores.log_probs, scores.entropies
+
+    def _scores(
+        self, obs: PyTorchObs | SequenceBatch, actions: th.Tensor, entropy_gradient: bool
+    ) -> Scores:
         hidden = self.action_hidden(self.backbone, obs)
 
         def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
@@ -220,11 +292,26 @@ class TransformerPolicy(ActorCriticPolicy):
             return token_log_probs(scores, tokens)
 
         log_prob, entropy = in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)
+        if not self.critic:
+            return Scores(log_prob, entropy, None)
         if self.value_backbone is not None:
             hidden = self.action_hidden(self.value_backbone, obs)
-        return self._values(hidden), log_prob, entropy
+        return Scores(log_prob, entropy, self._values(hidden).flatten())
 
-    def log_probs(self, backbone: CausalBackbone, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+    def values(self, batch: SequenceBatch) -> th.Tensor:
+        """Return the values (n,) of what the actions of sequences were chosen from."""
+        return self._values(
+            self.action_hidden(self.value_backbone or self.backbone, batch)
+        ).flatten()
+
+    def observation_values(self, observation: Observation) -> th.Tensor:
+        """Return the values (n,) of observations on the host, without the prefix cache."""
+        hidden = (self.value_backbone or self.backbone).last_hidden(observation)
+        return self._values(hidden).flatten()
+
+    def log_probs(
+        self, backbone: CausalBackbone, obs: PyTorchObs | SequenceBatch, actions: th.Tensor
+    ) -> th.Tensor:
         """Return the log-probabilities (n,) of actions under another model, sampled alike."""
 
         def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor]:
@@ -234,27 +321,20 @@ class TransformerPolicy(ActorCriticPolicy):
         return in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)[0]
 
     @staticmethod
-    def action_hidden(backbone: CausalBackbone, obs: PyTorchObs) -> th.Tensor:
+    def action_hidden(backbone: CausalBackbone, obs: PyTorchObs | SequenceBatch) -> th.Tensor:
         """Return the hidden states (n, hidden) from which actions were or will be chosen."""
+        if isinstance(obs, SequenceBatch):
+            return backbone.hidden_states(obs.tokens, obs.action_positions)
         observations = cast("dict[str, th.Tensor]", obs)
         if "action_positions" not in observations:
             return backbone.last_hidden(on_host(observations))
         return backbone.hidden_states(observations["tokens"], observations["action_positions"])
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        """Return the values (n, 1) of observations; rows of `unwanted_values` get any."""
+        """Return the values (n, 1) of observations."""
         observation = on_host(cast("dict[str, th.Tensor]", obs))
-        if self.unwanted_values is not None:
-            unwanted, self.unwanted_values = self.unwanted_values, None
-            # Read one token and no more.
-            for key, length in (("prompt_length", 1), ("response_length", 0)):
-                observation[key] = np.where(unwanted[:, None], length, observation[key])
         backbone = self.value_backbone or self.backbone
         return _where_asked(obs, self._values(self._last_hidden(observation, backbone)))[0]
-
-    def values_without_memo(self, obs: PyTorchObs) -> th.Tensor:
-        """Return the values (n, 1) of observations that are not the next of the remembered ones."""
-        return self._values(self.action_hidden(self.value_backbone or self.backbone, obs))
 
     def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:
         """Return the distribution over the next token of each row."""
@@ -313,7 +393,8 @@ class TransformerPolicy(ActorCriticPolicy):
             (model if adapter is None else adapter.merged()).save_pretrained(folder)
             if self.value_backbone is not None:
                 self.value_backbone.model.save_pretrained(folder / VALUE_MODEL_FOLDER)
-            head = {k: v.detach().contiguous() for k, v in self.value_head.state_dict().items()}
+            weights = {} if self.value_head is None else self.value_head.state_dict()
+            head = {name: value.detach().contiguous() for name, value in weights.items()}
             save_file(head, folder / VALUE_HEAD_FILE)
             (folder / SAMPLING_FILE).write_text(json.dumps(vars(self.sampling)))
             if tokenizer is not None:
@@ -323,6 +404,8 @@ class TransformerPolicy(ActorCriticPolicy):
         """Read the value head from a folder that `save_pretrained` wrote."""
         from safetensors.torch import load_file
 
+        if self.value_head is None:
+            raise ValueError("The policy has no critic: make it with critic=True.")
         self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
 
     def _last_hidden(
@@ -375,6 +458,8 @@ class TransformerPolicy(ActorCriticPolicy):
         return self.use_cache and not th.is_grad_enabled()
 
     def _values(self, hidden: th.Tensor) -> th.Tensor:
+        if self.value_head is None:
+            return hidden.new_zeros(len(hidden), 1, dtype=th.float32)
         return cast("th.Tensor", self.value_head(hidden.float()))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -417,6 +502,7 @@ class TransformerPolicy(ActorCriticPolicy):
             "allowed_tokens": self._allowed_tokens,
             "use_cache": self.use_cache,
             "value_model": self.saved_value_model(),
+            "critic": self.critic,
             "peft_config": self._peft_config,
             **self._options,
             "head_chunk": self.head_chunk,
@@ -446,6 +532,11 @@ def on_host(observations: Mapping[str, th.Tensor | npt.NDArray[Any]]) -> dict[st
 def _where_asked(obs: PyTorchObs, *answers: th.Tensor) -> tuple[th.Tensor, ...]:
     """Return answers where the observations are, in one transfer for each type."""
     (asked,) = {value.device for value in cast("dict[str, th.Tensor]", obs).values()}
+    return _moved(asked, *answers)
+
+
+def _moved(asked: th.device, *answers: th.Tensor) -> tuple[th.Tensor, ...]:
+    """Return tensors on a device, in one transfer for each type."""
     if all(answer.device == asked for answer in answers):
         return answers
     moved: list[th.Tensor] = list(answers)

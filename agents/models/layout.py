@@ -1,0 +1,131 @@
+"""How tokens become the sequences that a model reads: for buffer, update, reference, warm start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+
+Tokens = npt.NDArray[Any]
+
+# The label of tokens that are read and not learned, as in `transformers`.
+IGNORED = -100
+
+
+class Turn(NamedTuple):
+    """A turn of an episode: what is read, then what is emitted.
+
+    Args:
+        context: (k,) the tokens before the actions that no earlier turn of the sequence holds.
+        actions: (n,) the tokens emitted.
+        begun: How many tokens at the end of the context are of the response already: a rollout
+            may begin in the middle of a turn.
+    """
+
+    context: Tokens
+    actions: Tokens
+    begun: int = 0
+
+
+class Row(NamedTuple):
+    """A sequence as its model reads it; (tokens,) each, the last action left out.
+
+    Args:
+        tokens: Token ids.
+        action_positions: Where the hidden state is that an action was chosen from.
+        turn_starts: Where the hidden state is that the first token of a response was chosen from.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    action_positions: npt.NDArray[np.bool_]
+    turn_starts: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Sequences side by side, padded on the right; (sequences, width) each.
+
+    Args:
+        tokens: Token ids; what is behind a row's last action position is not read.
+        action_positions: Boolean, somewhere true in each row; see `Row`. Whatever is computed for
+            each action is flat, row by row.
+        turn_starts: Boolean; see `Row`.
+    """
+
+    tokens: th.Tensor
+    action_positions: th.Tensor
+    turn_starts: th.Tensor
+
+
+class SequenceLayout(Protocol):
+    """Decides how the turns of an episode become the sequences that a model reads."""
+
+    def continues(self, sequence: Sequence[Turn], context: Tokens) -> bool:
+        """Return whether a turn that reads `context` goes on with a sequence of turns."""
+        ...
+
+    def row(self, sequence: Sequence[Turn]) -> Row:
+        """Return a sequence as the model reads it."""
+        ...
+
+    def collate(self, rows: Sequence[Row], pad: int, device: th.device | str) -> SequenceBatch:
+        """Return rows as a batch on a device, padded with the id `pad`."""
+        ...
+
+    def labels(self, sequence: Sequence[Turn]) -> tuple[Tokens, Tokens]:
+        """Return a sequence's token ids, and the same with `IGNORED` but for the actions."""
+        ...
+
+
+class CausalLayout:
+    """The layout of a causal model: the turns of an episode join into one row.
+
+    A turn goes on with a sequence if its context begins with all that the sequence holds.
+    """
+
+    def continues(self, sequence: Sequence[Turn], context: Tokens) -> bool:
+        """Return whether `context` begins with all tokens of the sequence, and has more."""
+        before = join(sequence)
+        return len(context) > len(before) and np.array_equal(context[: len(before)], before)
+
+    def row(self, sequence: Sequence[Turn]) -> Row:
+        """Return all turns, one behind the other; the last action is predicted and never read."""
+        tokens = join(sequence)[:-1].astype(np.int32)
+        positions, starts = np.zeros((2, len(tokens)), dtype=np.bool_)
+        at = 0
+        for context, actions, begun in sequence:
+            at += len(context)
+            positions[at - 1 : at - 1 + len(actions)] = True
+            starts[at - 1 - begun] = True
+            at += len(actions)
+        return Row(tokens, positions, starts)
+
+    def collate(self, rows: Sequence[Row], pad: int, device: th.device | str) -> SequenceBatch:
+        """Return the rows, each padded to the longest one."""
+        lengths = np.array([len(row.tokens) for row in rows])
+        real = np.arange(lengths.max())[None] < lengths[:, None]
+        tokens = np.full(real.shape, pad, dtype=np.int64)
+        positions, starts = np.zeros((2, *real.shape), dtype=np.bool_)
+        for padded, name in ((tokens, 0), (positions, 1), (starts, 2)):
+            padded[real] = np.concatenate([row[name] for row in rows])
+        return SequenceBatch(
+            *(th.as_tensor(array, device=device) for array in (tokens, positions, starts))
+        )
+
+    def labels(self, sequence: Sequence[Turn]) -> tuple[Tokens, Tokens]:
+        """Return all turns, one behind the other, and what of them is learned."""
+        labels = [
+            piece
+            for context, actions, _ in sequence
+            for piece in (np.full_like(context, IGNORED), actions)
+        ]
+        return join(sequence), np.concatenate(labels)
+
+
+def join(sequence: Sequence[Turn]) -> Tokens:
+    """Return the tokens of turns, one turn behind the other."""
+    return np.concatenate([piece for turn in sequence for piece in (turn.context, turn.actions)])
