@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import gymnasium as gym
 import numpy as np
@@ -184,7 +184,7 @@ class KLPenalty(BaseCallback):
 
     def _on_training_start(self) -> None:
         backbone: Any = self.model.policy.backbone
-        backbone.forget()
+        backbone.clear_cache()
         self._reference = copy.deepcopy(backbone).requires_grad_(False)
 
     def _on_step(self) -> bool:
@@ -357,7 +357,7 @@ def train_trl(start: Start) -> Trained:
     policy = TransformerPolicy(
         engine.observation_space, engine.action_space, lambda _: 0.0, **start.policy_kwargs()
     )
-    policy.backbone.model.load_state_dict(policy_model.state_dict())
+    cast("Any", policy.backbone).model.load_state_dict(policy_model.state_dict())
     return Trained(policy, reward_model.tokens, seconds)
 
 

@@ -34,7 +34,7 @@ from agents.algorithms.resume import ResumePoint, is_in_step, point_of_rank, res
 from agents.learning.kl import KLEstimator, KLPlace, check_kl_arguments
 from agents.learning.shaping import Truncation, bootstrap, score_kl, whiten_rewards
 from agents.learning.updater import update
-from agents.models.backbone import CausalBackbone
+from agents.models.backbone import Backbone
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.rewards import LateRewards, late_rewards
@@ -218,7 +218,7 @@ class PPO(stable_baselines3.PPO):
         self.truncations: list[Truncation] = []
         self.late_rewards: LateRewards | None = None
         self.ref_model = ref_model
-        self.reference: CausalBackbone | None = None
+        self.reference: Backbone | None = None
         self.ref_config: PretrainedConfig | None = None
         # Whether the first weights were somebody's work; known once there is a policy.
         self.pretrained: bool | None = None
@@ -371,7 +371,7 @@ class PPO(stable_baselines3.PPO):
                     f"{rank} has {other}: give them the same arguments."
                 )
         parallel.broadcast(self.policy, *([] if self.reference is None else [self.reference]))
-        self._text_policy().forget()
+        self._text_policy().clear_cache()
         if not parallel.is_main():
             self.set_logger(Logger(None, []))
 
@@ -484,7 +484,7 @@ class PPO(stable_baselines3.PPO):
         elif policy.backbone.adapter is not None:
             return
         else:
-            policy.backbone.forget()
+            policy.backbone.clear_cache()
             reference = copy.deepcopy(policy.backbone)
         self.reference = reference.to(policy.device).requires_grad_(False)
         self.ref_config = self.reference.config
@@ -623,7 +623,7 @@ class PPO(stable_baselines3.PPO):
             )
         return self.policy
 
-    def _saved_reference(self) -> CausalBackbone | None:
+    def _saved_reference(self) -> Backbone | None:
         """Return a reference for saved weights to go into, if the agent had one."""
         if self.ref_config is None:
             return None

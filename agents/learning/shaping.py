@@ -13,7 +13,7 @@ import torch as th
 
 from agents import parallel
 from agents.learning.kl import adapt_kl_coef, estimate_kl
-from agents.models.backbone import CausalBackbone
+from agents.models.backbone import Backbone
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.statistics import EpisodeSums
@@ -63,7 +63,7 @@ def score_kl(agent: PPO, buffer: SequenceRolloutBuffer) -> None:
 
 
 @contextmanager
-def reference_model(agent: PPO) -> Iterator[CausalBackbone]:
+def reference_model(agent: PPO) -> Iterator[Backbone]:
     """Yield the reference: the agent's own, or its policy's model with LoRA switched off."""
     if agent.reference is not None:
         yield agent.reference

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
@@ -16,9 +17,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from agents import parallel
-from agents.decoding.prefix_cache import Observation
 from agents.files import atomic_path
-from agents.models.backbone import CausalBackbone, ModelSpec
+from agents.models.backbone import Backbone, Observation, Scope
+from agents.models.causal import CausalBackbone, ModelSpec
 from agents.models.layout import SequenceBatch
 from agents.policies.sampling import (
     LOGITS_AT_A_TIME,
@@ -159,7 +160,7 @@ class TransformerPolicy(ActorCriticPolicy):
         self.head_chunk = _head_chunk(head_chunk, self.backbone.num_logits)
         # Whether the critic starts, and after a warm start again, as the actor.
         self.value_model_is_copy = value_model == "copy"
-        self.value_backbone: CausalBackbone | None = None
+        self.value_backbone: Backbone | None = None
         if self.value_model_is_copy:
             self.value_backbone = copy.deepcopy(self.backbone)
         elif value_model is not None:
@@ -177,9 +178,7 @@ class TransformerPolicy(ActorCriticPolicy):
             **self.optimizer_kwargs,
         )
 
-    def make_backbone(
-        self, model: ModelSpec, peft_config: AdapterSpec | None = None
-    ) -> CausalBackbone:
+    def make_backbone(self, model: ModelSpec, peft_config: AdapterSpec | None = None) -> Backbone:
         """Return a model that fits the spaces and computes as the policy's own."""
         budgets = [self.observation_space[key].shape for key in ("prompt", "response")]
         autocast = self._options["autocast"]
@@ -201,7 +200,7 @@ class TransformerPolicy(ActorCriticPolicy):
         """Let a critic that is a copy start from the actor as it is now."""
         if self.value_model_is_copy and self.value_backbone is not None:
             self.value_backbone.load_state_dict(self.backbone.state_dict())
-            self.value_backbone.forget()
+            self.value_backbone.clear_cache()
 
     @property
     def critic(self) -> bool:
@@ -310,25 +309,27 @@ class TransformerPolicy(ActorCriticPolicy):
         return self._values(hidden).flatten()
 
     def log_probs(
-        self, backbone: CausalBackbone, obs: PyTorchObs | SequenceBatch, actions: th.Tensor
+        self, backbone: Backbone, obs: PyTorchObs | SequenceBatch, actions: th.Tensor
     ) -> th.Tensor:
         """Return the log-probabilities (n,) of actions under another model, sampled alike."""
 
         def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor]:
-            return (self._distribution(hidden, tokens, backbone.head).log_prob(tokens),)
+            return (self._distribution(hidden, tokens, backbone.logits).log_prob(tokens),)
 
         hidden = self.action_hidden(backbone, obs)
         return in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)[0]
 
     @staticmethod
-    def action_hidden(backbone: CausalBackbone, obs: PyTorchObs | SequenceBatch) -> th.Tensor:
+    def action_hidden(backbone: Backbone, obs: PyTorchObs | SequenceBatch) -> th.Tensor:
         """Return the hidden states (n, hidden) from which actions were or will be chosen."""
         if isinstance(obs, SequenceBatch):
-            return backbone.hidden_states(obs.tokens, obs.action_positions)
+            return backbone.hidden_states(obs)
         observations = cast("dict[str, th.Tensor]", obs)
         if "action_positions" not in observations:
             return backbone.last_hidden(on_host(observations))
-        return backbone.hidden_states(observations["tokens"], observations["action_positions"])
+        tokens, positions = observations["tokens"], observations["action_positions"]
+        starts = observations.get("turn_starts", positions)
+        return backbone.hidden_states(SequenceBatch(tokens, positions, starts))
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """Return the values (n, 1) of observations."""
@@ -338,26 +339,30 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:
         """Return the distribution over the next token of each row."""
-        return self._next_distribution(self._last_hidden(obs, self.backbone, aside=True))
+        return self._next_distribution(self._last_hidden(obs, self.backbone, scope="predict"))
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in either mode; an update may follow, so forget keys and values."""
         self.train(False)
         self.training = mode
         if mode:
-            self.forget()
+            self.clear_cache()
 
     def start_rollout(self, steps: int) -> None:
         """Drop all keys and values, and prepare for so many steps."""
-        self.backbone.begin(steps)
+        self.backbone.start_rollout(steps)
         if self.value_backbone is not None:
-            self.value_backbone.begin(steps)
+            self.value_backbone.start_rollout(steps)
 
-    def forget(self) -> None:
+    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
+        """Expect the rollout to go on with these of its rows, in this order."""
+        self.backbone.keep_rows(rows)
+
+    def clear_cache(self) -> None:
         """Drop all keys and values."""
-        self.backbone.forget()
+        self.backbone.clear_cache()
         if self.value_backbone is not None:
-            self.value_backbone.forget()
+            self.value_backbone.clear_cache()
 
     def save_pretrained(
         self, directory: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
@@ -389,10 +394,9 @@ class TransformerPolicy(ActorCriticPolicy):
         tokenizer = tokenizer or self.tokenizer
         with atomic_path(directory) as folder:
             folder.mkdir()
-            model, adapter = self.backbone.model, self.backbone.adapter
-            (model if adapter is None else adapter.merged()).save_pretrained(folder)
+            self.backbone.save_pretrained(folder)
             if self.value_backbone is not None:
-                self.value_backbone.model.save_pretrained(folder / VALUE_MODEL_FOLDER)
+                self.value_backbone.save_pretrained(folder / VALUE_MODEL_FOLDER)
             weights = {} if self.value_head is None else self.value_head.state_dict()
             head = {name: value.detach().contiguous() for name, value in weights.items()}
             save_file(head, folder / VALUE_HEAD_FILE)
@@ -409,16 +413,16 @@ class TransformerPolicy(ActorCriticPolicy):
         self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
 
     def _last_hidden(
-        self, obs: PyTorchObs, backbone: CausalBackbone, aside: bool = False
+        self, obs: PyTorchObs, backbone: Backbone, scope: Scope = "rollout"
     ) -> th.Tensor:
         observations = cast("dict[str, th.Tensor]", obs)
         if self._remembers:
-            return backbone.next_hidden(on_host(observations), aside)
+            return backbone.next_hidden(on_host(observations), scope)
         return self.action_hidden(backbone, observations)
 
     def _program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function as rollouts run it."""
-        return self.backbone.decoder.program(key, function) if self._decodes else function
+        return self.backbone.program(key, function) if self._remembers else function
 
     def _draw(self, hidden: th.Tensor, numbers: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
         """Return tokens, the most likely ones or drawn by `numbers`, and log-probabilities."""
@@ -439,18 +443,13 @@ class TransformerPolicy(ActorCriticPolicy):
         self, hidden: th.Tensor, head: Callable[[th.Tensor], th.Tensor] | None = None
     ) -> th.Tensor:
         # A model's vocabulary may be padded; those logits are never sampled.
-        return (head or self.backbone.head)(hidden)[:, : self.vocab_size]
+        return (head or self.backbone.logits)(hidden)[:, : self.vocab_size]
 
     def _next_distribution(self, hidden: th.Tensor) -> TokenDistribution:
         """Return the distribution over the next token, by what rollouts run the head by."""
         return self._distribution(
-            hidden, head=self.backbone.decoder.head if self._decodes else None
+            hidden, head=self.backbone.next_logits if self._remembers else None
         )
-
-    @property
-    def _decodes(self) -> bool:
-        """Whether the actor runs as it does in rollouts."""
-        return self._remembers and self.backbone.decodes
 
     @property
     def _remembers(self) -> bool:

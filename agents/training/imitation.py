@@ -124,7 +124,7 @@ def warm_start(
     policy.copy_actor_to_critic()
     parallel.broadcast(policy)
     policy.set_training_mode(False)
-    policy.forget()
+    policy.clear_cache()
 
 
 def _fit_or_read(

@@ -15,10 +15,10 @@ from torch import nn
 
 from agents.decoding import decoder as decoding
 from agents.decoding.decoder import PACK_AFTER, Cast, Packed, PrepackedLinear, Twin, layout
-from agents.models.backbone import CausalBackbone
+from agents.models.causal import CausalBackbone
 from tests.agents.helpers import FEW, VOCAB, gpt2, llama, policy_for, ragged, vec_env
 from tests.agents.helpers import roll_out as play
-from tests.agents.models.test_backbone import opt
+from tests.agents.models.test_causal import opt
 
 CPU = th.device("cpu")
 needs_onednn = pytest.mark.skipif(
@@ -67,7 +67,7 @@ def test_twin_is_made_after_some_steps_and_computes_the_same(config: Any) -> Non
     assert model.decoder.prepacked and model.decoder._layers
     assert model.decoder._trunk is not model.model.base_model
     hidden = th.randn(4, 32)
-    th.testing.assert_close(model.decoder.head(hidden), model.head(hidden), rtol=1e-5, atol=1e-5)
+    th.testing.assert_close(model.decoder.head(hidden), model.logits(hidden), rtol=1e-5, atol=1e-5)
 
 
 def test_twin_is_made_at_once_for_many_steps() -> None:
@@ -93,7 +93,7 @@ def test_layouts_made_in_inference_mode_can_be_renewed(
     rows = ragged([[5, 6, 7], [8]])
     with th.inference_mode():
         for _ in range(PACK_AFTER + 2):
-            model.next_hidden(rows, aside=True)
+            model.next_hidden(rows, scope="predict")
     assert model.decoder.prepacked
     model.load_state_dict({name: value * 1.3 for name, value in model.state_dict().items()})
     stepped(model, PACK_AFTER + 2)  # which compares with the plain way
@@ -103,10 +103,10 @@ def test_predictions_with_new_weights_leave_a_rollouts_layout_alone() -> None:
     model = backbone(llama())
     model.begin(steps=PACK_AFTER)
     for factor in (1.1, 1.3):
-        model.next_hidden(ragged([[5, 6, 7], [8]]), aside=True)
+        model.next_hidden(ragged([[5, 6, 7], [8]]), scope="predict")
         assert not model.decoder.prepacked
         model.load_state_dict({k: v * factor for k, v in model.state_dict().items()})
-    model.next_hidden(ragged([[5, 6, 7], [8]]), aside=True)
+    model.next_hidden(ragged([[5, 6, 7], [8]]), scope="predict")
     stepped(model, 1)
     assert model.decoder.prepacked
 
@@ -160,7 +160,7 @@ def test_logits_stay_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) 
     hidden = model.next_hidden(ragged([[5, 6, 7], [8]]))
     logits = model.decoder.head(hidden)
     assert model.decoder.prepacked and logits.dtype == th.float32
-    th.testing.assert_close(logits, model.head(hidden), rtol=1e-5, atol=1e-5)
+    th.testing.assert_close(logits, model.logits(hidden), rtol=1e-5, atol=1e-5)
 
 
 def test_layers_are_converted_once_under_autocast() -> None:

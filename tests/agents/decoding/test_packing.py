@@ -7,12 +7,17 @@ import torch as th
 from transformers import BloomConfig
 
 from agents.decoding.packing import Group, Packing
-from agents.models.backbone import CausalBackbone
+from agents.models.causal import CausalBackbone
+from agents.models.layout import SequenceBatch
 from tests.agents.helpers import VOCAB, gpt2, llama
-from tests.agents.models.test_backbone import opt
+from tests.agents.models.test_causal import opt
 
 CONFIGS = {"gpt2": gpt2, "llama": llama, "opt": opt}
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [5, 6, 7], [13, 5, 14, 15, 16]]
+
+
+def batch_of(tokens: th.Tensor, wanted: th.Tensor) -> SequenceBatch:
+    return SequenceBatch(tokens, wanted, wanted)
 
 
 def batch() -> tuple[th.Tensor, th.Tensor]:
@@ -43,7 +48,7 @@ def test_packed_is_padded(config: str, checkpointed: bool) -> None:
         lambda _, inputs: read.append(inputs[0].numel())
     )
     tokens, wanted = batch()
-    hidden = packed.hidden_states(tokens, wanted)
+    hidden = packed.hidden_states(batch_of(tokens, wanted))
     assert read == [sum(map(len, ROWS))]
     expected = th.cat(
         [
@@ -68,9 +73,9 @@ def test_sequences_do_not_see_each_other() -> None:
     model = backbone(llama())
     tokens, wanted = batch()
     with th.no_grad():
-        before = model.hidden_states(tokens, wanted)
+        before = model.hidden_states(batch_of(tokens, wanted))
         tokens[0] = 20  # another first sequence
-        after = model.hidden_states(tokens, wanted)
+        after = model.hidden_states(batch_of(tokens, wanted))
     first = int(wanted[0].sum())
     assert not th.equal(before[:first], after[:first])
     th.testing.assert_close(before[first:], after[first:])
@@ -83,7 +88,9 @@ def test_without_padding_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> N
         lambda _, inputs: shapes.append(tuple(inputs[0].shape))
     )
     with th.no_grad():
-        model.hidden_states(th.tensor([[1, 2], [3, 4]]), th.tensor([[False, True], [True, True]]))
+        model.hidden_states(
+            batch_of(th.tensor([[1, 2], [3, 4]]), th.tensor([[False, True], [True, True]]))
+        )
     assert shapes == [(2, 2)]
 
 
@@ -99,7 +106,7 @@ def test_models_that_cannot_are_padded(why: str) -> None:
     assert not model.packs
     tokens, wanted = batch()
     with th.no_grad():
-        hidden = model.hidden_states(tokens, wanted)
+        hidden = model.hidden_states(batch_of(tokens, wanted))
         expected = model.trunk(input_ids=tokens, use_cache=False)[wanted]
     assert th.equal(hidden, expected)
 

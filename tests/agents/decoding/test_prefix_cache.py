@@ -9,7 +9,7 @@ import torch as th
 from transformers import BloomConfig, GPTNeoConfig, MambaConfig
 
 from agents.decoding.prefix_cache import ALLOCATION_STEP
-from agents.models.backbone import CausalBackbone
+from agents.models.causal import CausalBackbone
 from tests.agents.helpers import CONFIGS, VOCAB, gpt2, llama, policy_for, ragged, vec_env
 
 Rows = list[list[int]]
