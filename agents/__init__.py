@@ -1,6 +1,8 @@
 """PPO for transformers on text environments, with stable-baselines3's interface."""
 
+from agents.algorithms.a2c import A2C
 from agents.algorithms.ppo import PPO
+from agents.algorithms.reinforce import Reinforce
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.vec_env import GymnasiumVecEnv
@@ -9,9 +11,11 @@ from agents.training.evaluation import evaluate_split
 from agents.training.imitation import warm_start
 
 __all__ = [
+    "A2C",
     "PPO",
     "CheckpointCallback",
     "GymnasiumVecEnv",
+    "Reinforce",
     "SequenceRolloutBuffer",
     "TransformerPolicy",
     "evaluate_split",

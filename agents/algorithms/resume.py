@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -17,22 +16,20 @@ from agents.rollouts.env_state import get_env_state, set_env_state, shows
 from textenvs.envs.state import generator_state
 
 
-# With slots, SB3's zip file holds it pickled only, and not a second time as text.
-@dataclass(frozen=True, slots=True)
-class ResumePoint:
-    """Where a run stands between two rollouts.
+class ResumePoint(TypedDict):
+    """Where a run stands between two rollouts, as plain data.
 
-    Args:
-        generators: See `get_rng_state`.
-        action_generator: The state of the action space's own generator, if it was used.
+    Keys:
+        rng: See `get_rng_state`.
+        action_rng: The state of the action space's own generator, if it was used.
         environment: See `get_env_state`. None: the environments start with a reset.
         last: The attributes in which SB3 keeps the last step's observations and ends, and with
             several ranks those of `PER_RANK`.
         logged: The logger's attributes about what was recorded since the log's last row.
     """
 
-    generators: dict[str, Any]
-    action_generator: Mapping[str, Any] | None
+    rng: dict[str, Any]
+    action_rng: Mapping[str, Any] | None
     environment: dict[str, Any] | None
     last: dict[str, Any]
     logged: dict[str, dict[str, Any]]
@@ -40,7 +37,7 @@ class ResumePoint:
 
 LAST = ("_last_obs", "_last_episode_starts")
 # What is saved with an agent, but differs from rank to rank.
-PER_RANK = ("ep_info_buffer", "ep_success_buffer", "turn_statistics", "episode_kl")
+PER_RANK = ("ep_info_buffer", "ep_success_buffer", "turn_metrics", "episode_kl")
 LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
 
 
@@ -58,11 +55,11 @@ def resume_point(agent: BaseAlgorithm) -> ResumePoint | None:
         return None
     last = LAST if parallel.count() == 1 else (*LAST, *PER_RANK)
     return ResumePoint(
-        get_rng_state(),
-        generator_state(agent.action_space._np_random),
-        environment,
-        {name: deepcopy(getattr(agent, name)) for name in last},
-        _logged(agent),
+        rng=get_rng_state(),
+        action_rng=generator_state(agent.action_space._np_random),
+        environment=environment,
+        last={name: deepcopy(getattr(agent, name)) for name in last},
+        logged=_logged(agent),
     )
 
 
@@ -104,20 +101,20 @@ def restore(agent: BaseAlgorithm, point: ResumePoint) -> None:
     """
     if agent.env is None:
         return
-    if point.environment is not None:
+    if point["environment"] is not None:
         try:
-            set_env_state(agent.env, point.environment)
+            set_env_state(agent.env, point["environment"])
         except ValueError as error:
             warnings.warn(
                 f"Training goes on with new episodes, not where it was saved. {error}", stacklevel=4
             )
             return
-        vars(agent).update(deepcopy(point.last))
-    for name, values in point.logged.items():
+        vars(agent).update(deepcopy(point["last"]))
+    for name, values in point["logged"].items():
         getattr(agent.logger, name).update(values)
-    if point.action_generator is not None:
-        agent.action_space.np_random.bit_generator.state = point.action_generator
-    set_rng_state(point.generators)
+    if point["action_rng"] is not None:
+        agent.action_space.np_random.bit_generator.state = point["action_rng"]
+    set_rng_state(point["rng"])
 
 
 def _logged(agent: BaseAlgorithm) -> dict[str, dict[str, Any]]:

@@ -303,6 +303,30 @@ class TransformerPolicy(ActorCriticPolicy):
             self.action_hidden(self.value_backbone or self.backbone, batch)
         ).flatten()
 
+    @th.no_grad()
+    def next_values(
+        self, observation: Observation, rows: npt.NDArray[np.intp]
+    ) -> npt.NDArray[np.float32]:
+        """Return the values of some rows of what follows the last `act`, (rows,).
+
+        Args:
+            observation: Of all rows, on the host.
+            rows: Those that are wanted.
+        """
+        if self.separate_critic:
+            wanted = {key: values[rows] for key, values in observation.items()}
+            return self.observation_values(wanted).cpu().numpy()
+        unwanted = np.ones(len(observation["prompt"]), dtype=np.bool_)
+        unwanted[rows] = False
+        # Of the others one token is read and no more.
+        short = {"prompt_length": 1, "response_length": 0}
+        observation = dict(observation) | {
+            key: np.where(unwanted[:, None], length, observation[key])
+            for key, length in short.items()
+        }
+        hidden = self._last_hidden(cast("PyTorchObs", observation), self.backbone)
+        return self._values(hidden).flatten().cpu().numpy()[rows]
+
     def observation_values(self, observation: Observation) -> th.Tensor:
         """Return the values (n,) of observations on the host, without the prefix cache."""
         hidden = (self.value_backbone or self.backbone).last_hidden(observation)

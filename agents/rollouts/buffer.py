@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -14,43 +14,38 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from agents import parallel
+from agents.models.layout import CausalLayout, SequenceBatch, SequenceLayout, Turn
+from agents.rollouts.sequences import Segment, Sequence, TokenBatch, split_by_size, split_evenly
 
-Tokens = npt.NDArray[np.int32]
+Observation = dict[str, npt.NDArray[np.int64]]
+FLOATS = ("rewards", "returns", "values", "log_probs", "advantages", "ref_log_probs")
 
 
-@dataclass
-class Segment:
-    """Context tokens, then actions: part of a sequence.
+@dataclass(frozen=True)
+class Truncation:
+    """An episode that was truncated: it would have gone on after this step.
 
     Args:
-        context: The tokens that precede the actions and are no actions of this rollout.
-        start: The first step whose action belongs to it.
-        stop: One past the last step.
+        step: The step that was its last.
+        slot: Its environment.
+        observation: What the agent would have seen next.
     """
 
-    context: Tokens
-    start: int
-    stop: int = -1
-
-
-@dataclass
-class Sequence:
-    """One environment's episode, or what the rollout holds of it: segments one after another."""
-
-    env: int
-    segments: list[Segment] = field(default_factory=list)
-    length: int = 0
+    step: int
+    slot: int
+    observation: Observation
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
     """SB3's rollout buffer for text: an episode is a sequence, evaluated in one forward.
 
     Each prompt is stored once, each step as one token; the turns of a dialogue join into one
-    sequence as long as each prompt starts with what came before. Samples hold whole sequences and
-    only their actions, flat and unpadded, so SB3's losses need no mask.
+    sequence as the model's layout has it. Samples hold whole sequences and only their actions,
+    flat and unpadded, so SB3's losses need no mask.
 
     Args:
-        buffer_size: Steps for each environment.
+        buffer_size: Steps for each environment; where episodes are collected whole, the buffer
+            grows as they need it.
         observation_space: That of a text environment.
         action_space: A `Discrete`.
         device: Where samples go.
@@ -59,13 +54,23 @@ class SequenceRolloutBuffer(RolloutBuffer):
         n_envs: The number of environments.
 
     Attributes:
-        settle: Completes the rewards when all steps are in, before anything is computed from them.
-            None: they are complete.
+        lengths: (n_envs,) how many steps each environment has.
+        sequences: The sequences, complete when the rollout is.
+        truncations: The episodes that were truncated.
+        last_values: (n_envs,) values of what followed the last steps.
+        last_dones: (n_envs,) whether they ended their episodes.
+        layout: How tokens become sequences; that of the policy's model.
+        group_size: So many neighbouring environments answer the same prompts.
+        policy_version: Of the policy whose rollout it is.
     """
 
     observation_space: spaces.Dict
     ref_log_probs: npt.NDArray[np.float32]
-    settle: Callable[[], None] | None = None
+    last_values: npt.NDArray[np.float32]
+    last_dones: npt.NDArray[np.bool_]
+    layout: SequenceLayout = CausalLayout()
+    group_size = 1
+    policy_version = 0
 
     def __init__(
         self,
@@ -86,64 +91,87 @@ class SequenceRolloutBuffer(RolloutBuffer):
         shape = (self.buffer_size, self.n_envs)
         self.actions = np.zeros(shape, dtype=np.int32)
         self.episode_starts = np.zeros(shape, dtype=np.bool_)
-        for name in ("rewards", "returns", "values", "log_probs", "advantages", "ref_log_probs"):
+        for name in FLOATS:
             setattr(self, name, np.zeros(shape, dtype=np.float32))
         self.sequences: list[Sequence] = []
+        self.truncations: list[Truncation] = []
+        self.lengths = np.zeros(self.n_envs, dtype=np.intp)
         self._open: list[Sequence | None] = [None] * self.n_envs
+        self._episodes = np.zeros(self.n_envs, dtype=np.intp)
         self._next_lengths = np.zeros(self.n_envs, dtype=np.int64)
-        self.last_values: th.Tensor | None = None
-        self.last_dones: npt.NDArray[np.bool_] | None = None
         self.pos = 0
         self.full = False
 
     def add(  # type: ignore[override]
         self,
-        obs: dict[str, npt.NDArray[np.int64]],
+        obs: Observation,
         action: npt.NDArray[Any],
         reward: npt.NDArray[Any],
         episode_start: npt.NDArray[Any],
-        value: th.Tensor,
-        log_prob: th.Tensor,
+        value: th.Tensor | npt.NDArray[Any] | None,
+        log_prob: th.Tensor | npt.NDArray[Any],
+        slots: npt.NDArray[np.intp] | None = None,
     ) -> None:
-        """Add a step of every environment; see `RolloutBuffer.add`."""
+        """Add a step of each environment; see `RolloutBuffer.add`.
+
+        Args:
+            obs: What the actions were chosen from.
+            action: The tokens.
+            reward: The rewards.
+            episode_start: Whether the observations are the first ones of their episodes.
+            value: Their values. None: they are computed later, or there is no critic.
+            log_prob: The tokens' log-probabilities.
+            slots: Which environments the rows are of. None: all, in order.
+        """
+        rows = np.arange(self.n_envs) if slots is None else slots
+        steps = self.lengths[rows]
+        if steps.max() >= len(self.actions):
+            self._grow()
         starts = np.asarray(episode_start, dtype=np.bool_)
         lengths = np.asarray(obs["response_length"]).reshape(-1)
         # A length that does not follow is that of an environment that somebody else has stepped.
-        begins = starts | (lengths == 0) | (lengths != self._next_lengths)
-        if self.pos == 0:
-            begins[:] = True
-        self._next_lengths = lengths + 1
-        for env in np.flatnonzero(begins):
-            self._begin_segment(int(env), obs, bool(starts[env]))
-        self.actions[self.pos] = np.asarray(action).reshape(-1)
-        self.rewards[self.pos] = reward
-        self.episode_starts[self.pos] = starts
-        self.values[self.pos] = value.detach().cpu().numpy().reshape(-1)
-        self.log_probs[self.pos] = log_prob.detach().cpu().numpy().reshape(-1)
-        self.pos += 1
-        self.full = self.pos == self.buffer_size
+        begins = starts | (lengths == 0) | (lengths != self._next_lengths[rows]) | (steps == 0)
+        self._next_lengths[rows] = lengths + 1
+        for row in np.flatnonzero(begins).tolist():
+            self._begin_segment(int(rows[row]), obs, row, bool(starts[row]))
+        at = steps, rows
+        self.actions[at] = np.asarray(action).reshape(-1)
+        self.rewards[at] = reward
+        self.episode_starts[at] = starts
+        self.log_probs[at] = _array(log_prob)
+        if value is not None:
+            self.values[at] = _array(value)
+        self.lengths[rows] += 1
+        self.pos = int(self.lengths.max())
+        self.full = slots is None and self.pos == self.buffer_size
 
-    def compute_returns_and_advantage(
-        self, last_values: th.Tensor, dones: npt.NDArray[np.bool_]
-    ) -> None:
-        """Compute the advantages as SB3 does; the arguments are kept for a second time."""
+    def finish(self, last_values: npt.NDArray[Any], dones: npt.NDArray[np.bool_]) -> None:
+        """Take the rollout for complete: close its sequences.
+
+        Args:
+            last_values: (n_envs,) values of the observations that followed the last steps.
+            dones: (n_envs,) whether the last steps ended their episodes.
+
+        Raises:
+            ValueError: If log-probabilities or values are not finite.
+        """
         if not (np.isfinite(self.log_probs).all() and np.isfinite(self.values).all()):
             raise ValueError(
                 "The policy's log-probabilities or values are no longer finite: training has "
                 "diverged. Lower learning_rate, or raise kl_coef."
             )
-        if self.settle is not None:
-            self.settle()
-        self.last_values, self.last_dones = last_values, dones
+        self.last_values = np.asarray(last_values, dtype=np.float32).reshape(-1)
+        self.last_dones = np.asarray(dones, dtype=np.bool_)
         for env in range(self.n_envs):
             self._close(env)
-        super().compute_returns_and_advantage(last_values, dones)
+        self.full = True
 
-    def recompute_returns_and_advantage(self) -> None:
-        """Compute the advantages again, after the rewards have been changed."""
-        if self.last_values is None or self.last_dones is None:
-            raise RuntimeError("compute_returns_and_advantage has not been called yet.")
-        super().compute_returns_and_advantage(self.last_values, self.last_dones)
+    def compute_returns_and_advantage(
+        self, last_values: th.Tensor, dones: npt.NDArray[np.bool_]
+    ) -> None:
+        """Complete the rollout and compute advantages, as SB3's own algorithms want it."""
+        self.finish(_array(last_values), dones)
+        super().compute_returns_and_advantage(last_values, dones)
 
     def drop_unfinished(self) -> None:
         """Leave out the sequences of episodes that the end of the rollout has cut.
@@ -151,11 +179,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Raises:
             ValueError: If none is left on any rank.
         """
-        assert self.full and self.last_dones is not None, "The rollout is not complete."
         finished = [
             sequence
             for sequence in self.sequences
-            if sequence.segments[-1].stop < self.buffer_size or self.last_dones[sequence.env]
+            if sequence.segments[-1].stop < self.lengths[sequence.env]
+            or self.last_dones[sequence.env]
         ]
         if not any(parallel.all_gather([len(finished)])):
             raise ValueError(
@@ -176,152 +204,145 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def minibatches(
         self, batch_size: int | None, groups: int | None = None
     ) -> list[list[Sequence]]:
-        """Split the sequences, in random order, into groups; see `batches`."""
+        """Split the sequences, in random order, into groups; see `split_evenly`."""
+        assert self.full, "The rollout is not complete."
         order = np.random.permutation(len(self.sequences))
-        return self.batches(batch_size, [self.sequences[i] for i in order], groups)
+        return split_evenly([self.sequences[i] for i in order], batch_size, groups)
 
-    def batches(
-        self,
-        batch_size: int | None,
-        sequences: list[Sequence] | None = None,
-        groups: int | None = None,
-    ) -> list[list[Sequence]]:
-        """Split sequences (None: all) into consecutive groups of about `batch_size` actions.
-
-        With `groups` it is so many groups, or fewer if there are too few sequences.
-        """
-        assert self.full, "The buffer is not full yet."
-        if sequences is None:
-            sequences = self.sequences
-        actions = np.array([self._count(sequence) for sequence in sequences])
-        if groups is None:
-            groups = 1 if batch_size is None else max(1, round(int(actions.sum()) / batch_size))
-        middle = np.cumsum(actions) - actions / 2
-        group = (middle * groups / actions.sum()).astype(int)
-        split = [
-            [s for s, g in zip(sequences, group, strict=True) if g == k] for k in range(groups)
-        ]
-        return [batch for batch in split if batch]
-
-    def micro_batches(self, sequences: list[Sequence], size: int | None) -> list[list[Sequence]]:
-        """Split a minibatch into parts of at most `size` actions, one sequence at least.
-
-        Sequences of like length come together, so that little is padded.
-
-        Args:
-            sequences: The minibatch.
-            size: None: all in one part.
-        """
-        parts: list[list[Sequence]] = []
-        actions = 0
-        for sequence in sorted(sequences, key=lambda s: s.length):
-            actions += self._count(sequence)
-            if not parts or (size is not None and actions > size):
-                parts.append([])
-                actions = self._count(sequence)
-            parts[-1].append(sequence)
-        return parts
+    def parts(self, size: int | None) -> list[list[Sequence]]:
+        """Split all sequences into parts of at most `size` actions; see `split_by_size`."""
+        return split_by_size(self.sequences, size)
 
     def samples(self, sequences: list[Sequence]) -> RolloutBufferSamples:
         """Return sequences as SB3's samples.
 
-        `observations` holds `tokens` (sequences, width), right-padded, and the boolean
-        `action_positions` of that shape: where the hidden state is that an action was chosen from.
-        Everything else is flat, one entry for each action, sequence by sequence.
+        `observations` holds `tokens`, `action_positions` and `turn_starts`, as `SequenceBatch` has
+        them. Everything else is flat, one entry for each action, sequence by sequence.
         """
-        # The last action of a sequence is only predicted, never read.
-        width = max(sequence.length for sequence in sequences) - 1
-        tokens = np.full((len(sequences), width), self._padding(), dtype=np.int64)
-        positions = np.zeros((len(sequences), width), dtype=np.bool_)
-        for row, sequence in enumerate(sequences):
-            at = 0
-            for segment in sequence.segments:
-                actions = self.actions[segment.start : segment.stop, sequence.env]
-                piece = np.concatenate([segment.context, actions])[: width - at]
-                tokens[row, at : at + len(piece)] = piece
-                at += len(segment.context)
-                positions[row, at - 1 : at - 1 + len(actions)] = True
-                at += len(actions)
-        steps, envs = self.index(sequences)
+        index = self.index(sequences)
         flat = (self.values, self.log_probs, self.advantages, self.returns)
         return RolloutBufferSamples(
-            cast(
-                "Any", {"tokens": self._tensor(tokens), "action_positions": self._tensor(positions)}
-            ),
-            self._tensor(self.actions[steps, envs].astype(np.int64)),
-            *(self._tensor(array[steps, envs]) for array in flat),
+            cast("Any", vars(self.collate(sequences))),
+            self._tensor(self.actions[index].astype(np.int64)),
+            *(self._tensor(array[index]) for array in flat),
         )
+
+    def batch(self, sequences: list[Sequence]) -> TokenBatch:
+        """Return sequences with all that is known of their actions."""
+        index = self.index(sequences)
+        counts = [sequence.num_actions for sequence in sequences]
+        floats = {
+            "old_log_probs": self.log_probs,
+            "ref_log_probs": self.ref_log_probs,
+            "old_values": self.values,
+            "advantages": self.advantages,
+            "returns": self.returns,
+        }
+        ids = {
+            "sequence_ids": range(len(sequences)),
+            "episode_ids": [sequence.episode for sequence in sequences],
+            "group_ids": [sequence.group for sequence in sequences],
+        }
+        return TokenBatch(
+            self.collate(sequences),
+            self._tensor(np.array([sequence.policy_version for sequence in sequences])),
+            actions=self._tensor(self.actions[index].astype(np.int64)),
+            turn_ids=self._tensor(np.concatenate([sequence.turns for sequence in sequences])),
+            **{name: self._tensor(array[index]) for name, array in floats.items()},
+            **{name: self._tensor(np.repeat(values, counts)) for name, values in ids.items()},
+        )
+
+    def collate(self, sequences: list[Sequence]) -> SequenceBatch:
+        """Return sequences as the model reads them."""
+        rows = [cast("Any", sequence.row) for sequence in sequences]
+        return self.layout.collate(rows, self._padding(), self.device)
 
     def index(self, sequences: list[Sequence]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return the steps and environments of the sequences' actions, in the samples' order."""
-        pieces = [(segment, s.env) for s in sequences for segment in s.segments]
-        steps = [np.arange(segment.start, segment.stop) for segment, _ in pieces]
-        envs = [np.full(segment.stop - segment.start, env) for segment, env in pieces]
-        return np.concatenate(steps), np.concatenate(envs)
+        steps = [sequence.steps for sequence in sequences]
+        envs = np.repeat([sequence.env for sequence in sequences], list(map(len, steps)))
+        return np.concatenate(steps), envs
+
+    @property
+    def real(self) -> npt.NDArray[np.bool_]:
+        """Boolean, as the arrays are: where there is a step."""
+        real: npt.NDArray[np.bool_] = np.arange(len(self.actions))[:, None] < self.lengths
+        return real
+
+    @property
+    def episode_ends(self) -> npt.NDArray[np.bool_]:
+        """Boolean, as the arrays are: where an episode's last step is."""
+        ends = np.vstack([self.episode_starts[1:], np.zeros_like(self.last_dones)])
+        ends[self.lengths - 1, np.arange(self.n_envs)] = self.last_dones
+        return ends
+
+    def num_actions(self) -> int:
+        """Return how many actions the sequences have together."""
+        return sum(sequence.num_actions for sequence in self.sequences)
 
     def nbytes(self) -> int:
         """Return the memory that the stored rollout takes, in bytes."""
-        arrays = (
-            self.actions,
-            self.episode_starts,
-            self.rewards,
-            self.returns,
-            self.values,
-            self.log_probs,
-            self.advantages,
-            self.ref_log_probs,
-        )
-        contexts = (segment.context for s in self.sequences for segment in s.segments)
-        return sum(array.nbytes for array in arrays) + sum(c.nbytes for c in contexts)
+        arrays = [self.actions, self.episode_starts, *(getattr(self, name) for name in FLOATS)]
+        contexts = [segment.context for s in self.sequences for segment in s.segments]
+        rows = [array for sequence in self.sequences for array in sequence.row or ()]
+        return sum(array.nbytes for array in [*arrays, *contexts, *rows])
 
-    def _begin_segment(
-        self, env: int, obs: dict[str, npt.NDArray[np.int64]], episode_start: bool
-    ) -> None:
+    def _begin_segment(self, env: int, obs: Observation, row: int, episode_start: bool) -> None:
         """Start a turn: in the running sequence if it goes on from there, else in a new one."""
-        context = np.concatenate(
-            [obs[key][env, : int(obs[f"{key}_length"][env, 0])] for key in ("prompt", "response")]
-        ).astype(np.int32)
+        prompt, response = (
+            obs[key][row, : int(obs[f"{key}_length"][row, 0])] for key in ("prompt", "response")
+        )
+        context = np.concatenate([prompt, response]).astype(np.int32)
+        start = int(self.lengths[env])
         sequence = self._open[env]
         if sequence is not None:
-            sequence.segments[-1].stop = self.pos
-            before = self._tokens(sequence)
-            sequence.length = len(before)
-            if (
-                not episode_start
-                and len(context) > len(before)
-                and np.array_equal(context[: len(before)], before)
-            ):
-                sequence.segments.append(Segment(context[len(before) :], self.pos))
+            sequence.segments[-1].stop = start
+            before = self._turns(sequence)
+            if not episode_start and self.layout.continues(before, context):
+                new = context[sequence.length :]
+                sequence.segments.append(Segment(new, start, len(response)))
                 return
             self._close(env)
-        self._open[env] = Sequence(env, [Segment(context, self.pos)])
+        if episode_start or start == 0:
+            self._episodes[env] += 1
+        number, groups = int(self._episodes[env]) - 1, self.n_envs // self.group_size
+        self._open[env] = Sequence(
+            env,
+            episode=number * self.n_envs + env,
+            group=number * groups + env // self.group_size,
+            policy_version=self.policy_version,
+            segments=[Segment(context, start, len(response))],
+        )
 
     def _close(self, env: int) -> None:
         sequence = self._open[env]
         if sequence is not None:
-            sequence.segments[-1].stop = self.pos
-            sequence.length = len(self._tokens(sequence))
+            sequence.segments[-1].stop = int(self.lengths[env])
+            sequence.row = self.layout.row(self._turns(sequence))
             self.sequences.append(sequence)
             self._open[env] = None
 
-    def _tokens(self, sequence: Sequence) -> Tokens:
-        pieces = [
-            piece
-            for segment in sequence.segments
-            for piece in (segment.context, self.actions[segment.start : segment.stop, sequence.env])
+    def _turns(self, sequence: Sequence) -> list[Turn]:
+        return [
+            Turn(s.context, self.actions[s.start : s.stop, sequence.env], s.begun)
+            for s in sequence.segments
         ]
-        return np.concatenate(pieces)
 
-    def num_actions(self) -> int:
-        """Return how many actions the sequences have together."""
-        return sum(map(self._count, self.sequences))
-
-    @staticmethod
-    def _count(sequence: Sequence) -> int:
-        return sum(segment.stop - segment.start for segment in sequence.segments)
+    def _grow(self) -> None:
+        """Make room for as many steps again."""
+        for name in ("actions", "episode_starts", *FLOATS):
+            array = getattr(self, name)
+            setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
 
     def _padding(self) -> int:
         return int(getattr(self.action_space, "pad_token_id", 0))
 
     def _tensor(self, array: npt.NDArray[Any]) -> th.Tensor:
         return th.as_tensor(array, device=self.device)
+
+
+def _array(values: th.Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return numbers on the host, flat."""
+    if isinstance(values, th.Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values).reshape(-1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,97 +16,111 @@ from agents.rollouts.vec_env import GymnasiumVecEnv
 from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.rewards.deferred import LateScorer
 
-if TYPE_CHECKING:
-    from agents.algorithms.ppo import PPO
+# Takes in a step's infos of some slots, and which of these slots' episodes ended.
+Record = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_]], None]
 
 
-@contextmanager
-def late_rewards(agent: PPO, env: VecEnv, buffer: SequenceRolloutBuffer) -> Iterator[None]:
-    """Score the slow terms of the rollout collected in this block in a thread of their own.
-
-    When all its steps are in the buffer, before anything is computed from them, the rollout waits
-    for the scores, and they are entered where they would have been: then buffer, infos, monitor and
-    statistics are as if each step had waited. A rollout that an error or an interrupt ends leaves
-    nothing behind.
-
-    Without slow terms, or if anything around the environment has read the rewards by then, this
-    does nothing and the rewards come with the step.
-    """
-    if not _can_wait(env):
-        yield
-        return
-    late = LateRewards(agent, env, buffer)
-    try:
-        yield
-        late.settle()
-    except BaseException:
-        if late.begun:
-            # The monitor's sums lack what was not scored, so these episodes cannot go on.
-            agent._last_obs = None
-        raise
-    finally:
-        late.end()
-
-
-class LateRewards:
-    """The steps of a rollout whose rewards are incomplete.
+@dataclass(frozen=True)
+class _Step:
+    """A step whose rewards are incomplete.
 
     Args:
-        agent: Whose rollout it is; it gives each step's infos to `hold`.
-        env: What it plays in, as `_can_wait` wants it.
-        buffer: Where the steps go.
+        infos: By slot, where there is one.
+        dones: (num_envs,)
+        rewards: (num_envs,) as far as they are known.
+        places: (num_envs,) the step of each slot in the buffer.
     """
 
-    def __init__(self, agent: PPO, env: Any, buffer: SequenceRolloutBuffer) -> None:
-        self._agent, self._buffer = agent, buffer
+    infos: dict[int, dict[str, Any]]
+    dones: npt.NDArray[np.bool_]
+    rewards: npt.NDArray[Any]
+    places: npt.NDArray[np.intp]
+
+
+class DeferredRewards:
+    """The steps of a rollout whose rewards are completed at its end.
+
+    Args:
+        env: What it plays in, as `_defers` wants it.
+        record: Takes in each step's infos when they are complete.
+    """
+
+    def __init__(self, env: Any, record: Record) -> None:
+        self._record = record
         self._monitor: VecMonitor = env
         self._returns = self._monitor.episode_returns.copy()
-        self._steps: list[tuple[dict[int, dict[str, Any]], npt.NDArray[np.bool_]]] = []
+        self._steps: list[_Step] = []
         self._engine = env.venv.env.engine
         self._scorer = LateScorer(self._engine.terms, env.num_envs)
         self._engine.late_scorer = self._scorer
-        agent.late_rewards, buffer.settle = self, self.settle
 
     @property
-    def begun(self) -> bool:
-        """Whether there are steps yet."""
+    def pending(self) -> bool:
+        """Whether there are steps that wait."""
         return bool(self._steps)
 
-    def hold(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Keep a step's infos until their rewards are complete."""
-        self._steps.append(({slot: info for slot, info in enumerate(infos) if info}, dones))
+    def defer(
+        self,
+        infos: list[dict[str, Any]],
+        dones: npt.NDArray[np.bool_],
+        rewards: npt.NDArray[Any],
+        places: npt.NDArray[np.intp],
+    ) -> None:
+        """Keep a step until its rewards are complete; see `_Step`."""
+        present = {slot: info for slot, info in enumerate(infos) if info}
+        self._steps.append(_Step(present, dones, np.array(rewards), places.copy()))
 
-    def settle(self) -> None:
+    def resolve(self, buffer: SequenceRolloutBuffer) -> None:
         """Wait for the scores and enter them: each step's as if it had just been made."""
-        if self._agent.late_rewards is not self:
-            return
         scored = {id(info["transcript"]): info["reward_terms"] for info in self._scorer.finish()}
-        self.end()
+        self.close()
         returns = self._returns
-        for step, (infos, dones) in enumerate(self._steps):
-            rewards = self._buffer.rewards[step]
-            for slot, info in infos.items():
+        for step in self._steps:
+            for slot, info in step.infos.items():
                 if "transcript" in info:
                     terms = info["reward_terms"]
                     # In the very roundings of a step that waits; and whatever else was paid stays.
-                    other = float(rewards[slot]) - float(np.float32(sum(terms.values())))
+                    other = float(step.rewards[slot]) - float(np.float32(sum(terms.values())))
                     terms.clear()
                     terms.update(scored[id(info["transcript"])])
-                    rewards[slot] = other + sum(terms.values())
-            returns += rewards
-            for slot in np.flatnonzero(dones).tolist():
-                infos[slot]["episode"]["r"] = returns[slot]
+                    step.rewards[slot] = other + sum(terms.values())
+                    buffer.rewards[step.places[slot], slot] = step.rewards[slot]
+            returns += step.rewards
+            for slot in np.flatnonzero(step.dones).tolist():
+                step.infos[slot]["episode"]["r"] = returns[slot]
                 returns[slot] = 0.0
-            self._agent._update_info_buffer(list(infos.values()), dones[list(infos)])
+            self._record(list(step.infos.values()), step.dones[list(step.infos)])
         self._monitor.episode_returns = returns
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Let steps have their rewards at once again."""
-        self._agent.late_rewards = self._buffer.settle = self._engine.late_scorer = None
+        self._engine.late_scorer = None
         self._scorer.close()
 
 
-def _can_wait(env: VecEnv) -> bool:
+@contextmanager
+def deferred_rewards(env: VecEnv, record: Record) -> Iterator[DeferredRewards | None]:
+    """Score the slow terms of the rollout collected in this block in a thread of their own.
+
+    When all its steps are in the buffer, before anything is computed from them, `resolve` waits for
+    the scores and enters them where they would have been: then buffer, infos, monitor and
+    statistics are as if each step had waited.
+
+    Yields:
+        None without slow terms, or if anything around the environment has read the rewards by then:
+        the rewards come with the step.
+    """
+    if not _defers(env):
+        yield None
+        return
+    deferred = DeferredRewards(env, record)
+    try:
+        yield deferred
+    finally:
+        deferred.close()
+
+
+def _defers(env: VecEnv) -> bool:
     """Return whether there are slow terms, and nobody but a monitor without a file reads rewards.
 
     A monitor's file has been written by the time that the scores are known.

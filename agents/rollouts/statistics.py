@@ -1,4 +1,4 @@
-"""What is logged of a rollout besides SB3's own figures."""
+"""What is logged of a rollout besides SB3's own metrics."""
 
 from __future__ import annotations
 
@@ -14,74 +14,63 @@ from stable_baselines3.common.logger import Logger
 from agents import parallel
 from textenvs.task import Transcript
 
-
-class TurnStatistics:
-    """Means over the last turns and episodes: response length, share with EOS, reward terms.
-
-    Args:
-        window: Over how many of them.
-    """
-
-    def __init__(self, window: int) -> None:
-        self._lengths: deque[int] = deque(maxlen=window)
-        self._stopped: deque[bool] = deque(maxlen=window)
-        self._terms: dict[str, deque[float]] = {}
-        self._window = window
-
-    def add(self, info: dict[str, Any]) -> None:
-        """Take in a step's info; only those that end a turn have anything to say."""
-        transcript = info.get("transcript")
-        if not isinstance(transcript, Transcript):
-            return
-        self._lengths.append(transcript.response_tokens)
-        self._stopped.append(transcript.stopped)
-        for name, value in info.get("reward_terms", {}).items():
-            self._terms.setdefault(name, deque(maxlen=self._window)).append(float(value))
-
-    def record(self, logger: Logger) -> None:
-        """Log the means, by turn, over those of all ranks."""
-        figures: dict[str, list[float]] = defaultdict(list)
-        for statistics in parallel.all_gather([self]):
-            figures["rollout/response_length"] += statistics._lengths
-            figures["rollout/eos_rate"] += statistics._stopped
-            for name, values in statistics._terms.items():
-                figures[f"reward/{name}"] += values
-        for name, every in figures.items():
-            if every:
-                logger.record(name, float(np.mean(every)))
+# By name, what the last turns had; plain data, which is saved with an agent.
+TurnMetrics = dict[str, deque[float]]
 
 
-class EpisodeSums:
-    """Sums over whole episodes of what comes step by step, over the borders of rollouts.
+def add_turn(metrics: TurnMetrics, info: dict[str, Any], window: int) -> None:
+    """Take in a step's info; only those that end a turn have anything to say.
 
     Args:
-        num_envs: How many episodes run side by side.
+        metrics: Changed in place.
+        info: The step's.
+        window: How many turns are remembered.
     """
+    transcript = info.get("transcript")
+    if not isinstance(transcript, Transcript):
+        return
+    values = {
+        "rollout/response_length": transcript.response_tokens,
+        "rollout/eos_rate": transcript.stopped,
+        **{f"reward/{name}": value for name, value in info.get("reward_terms", {}).items()},
+    }
+    for name, value in values.items():
+        metrics.setdefault(name, deque(maxlen=window)).append(float(value))
 
-    def __init__(self, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self._running = np.zeros(num_envs)
 
-    def add(
-        self,
-        values: npt.NDArray[Any],
-        starts: npt.NDArray[np.bool_],
-        last_dones: npt.NDArray[np.bool_],
-    ) -> list[float]:
-        """Return the sums of the episodes that end in a rollout.
+def record_turns(metrics: TurnMetrics, logger: Logger) -> None:
+    """Log the means over the turns of all ranks."""
+    joined: dict[str, list[float]] = defaultdict(list)
+    for own in parallel.all_gather([metrics]):
+        for name, values in own.items():
+            joined[name] += values
+    for name, every in joined.items():
+        logger.record(name, float(np.mean(every)))
 
-        Args:
-            values: (steps, num_envs)
-            starts: (steps, num_envs), true where an episode's first step is.
-            last_dones: (num_envs,), true where the last step ended an episode.
-        """
-        ends = np.vstack([starts[1:], last_dones])
-        finished: list[float] = []
-        for step, value in enumerate(values):
-            self._running[starts[step]] = 0.0
-            self._running += value
-            finished.extend(self._running[ends[step]].tolist())
-        return finished
+
+def episode_sums(
+    running: npt.NDArray[np.float64],
+    values: npt.NDArray[Any],
+    starts: npt.NDArray[np.bool_],
+    ends: npt.NDArray[np.bool_],
+) -> list[float]:
+    """Sum up whole episodes, over the borders of rollouts, of what comes step by step.
+
+    Args:
+        running: (num_envs,) the sums so far of the episodes that go on; changed in place.
+        values: (steps, num_envs)
+        starts: (steps, num_envs), true where an episode's first step is.
+        ends: (steps, num_envs), true where its last step is.
+
+    Returns:
+        The sums of the episodes that end.
+    """
+    finished: list[float] = []
+    for value, start, end in zip(values, starts, ends, strict=True):
+        running[start] = 0.0
+        running += value
+        finished.extend(running[end].tolist())
+    return finished
 
 
 def peak_memory(device: th.device) -> float | None:

@@ -226,10 +226,10 @@ def _check_numbers(options: Train) -> None:
     """Refuse before anything long begins what would fail in the middle of it."""
     import torch as th
 
-    from agents.algorithms import ppo
+    from agents.algorithms.checks import MINIMUMS as AGENT_MINIMUMS
 
-    for name, least in {**MINIMUMS, **ppo.MINIMUMS}.items():
-        value = getattr(options, name)
+    for name, least in {**MINIMUMS, **AGENT_MINIMUMS}.items():
+        value = getattr(options, name, None)
         if value is not None and value < least:
             raise ValueError(
                 f"--{name.replace('_', '-')} must be at least {least}, but it is {value}."

@@ -1,0 +1,79 @@
+"""What an algorithm refuses before anything long begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from agents import parallel
+from agents.rollouts.collector import native_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The advantages of one token alone cannot be whitened.
+MINIMUMS = {
+    "n_steps": 1,
+    "batch_size": 2,
+    "n_epochs": 1,
+    "micro_batch_size": 1,
+    "episodes_per_slot": 1,
+}
+
+# What several ranks must agree on, or one would wait for what the others never do.
+RANK_INVARIANT = (
+    "num_timesteps",
+    "n_envs",
+    "n_steps",
+    "episodes_per_slot",
+    "batch_size",
+    "n_epochs",
+    "kl_coef",
+    "target_kl",
+)
+
+
+def check_minimums(arguments: Mapping[str, Any]) -> None:
+    """Raise a ValueError for numbers that are too small; what is None or absent is left alone."""
+    for name, minimum in MINIMUMS.items():
+        value = arguments.get(name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, but it is {value}.")
+
+
+def check_environment(env: VecEnv, episodes_per_slot: int | None) -> PreTrainedTokenizerBase | None:
+    """Refuse an environment whose tokens or slots are not what we need.
+
+    Returns:
+        Its tokenizer, if it has one.
+
+    Raises:
+        ValueError: If it normalizes tokens, or its slots cannot wait for each other.
+    """
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is not None and normalizer.norm_obs:
+        raise ValueError("Tokens cannot be normalized: give VecNormalize norm_obs=False.")
+    if episodes_per_slot is not None:
+        native_adapter(env)
+    # To ask a subprocess for what it does not have would end it.
+    if not env.has_attr("tokenizer"):
+        return None
+    return cast("PreTrainedTokenizerBase", env.get_attr("tokenizer", indices=[0])[0])
+
+
+def check_ranks_agree(agent: Any, total_timesteps: int) -> None:
+    """Refuse ranks that are about to do different things.
+
+    Raises:
+        ValueError: If any of `RANK_INVARIANT`, or the total, differs.
+    """
+    own = {name: getattr(agent, name) for name in RANK_INVARIANT}
+    own["total_timesteps"] = total_timesteps
+    for rank, other in enumerate(parallel.all_gather([own])):
+        if other != own:
+            raise ValueError(
+                f"All ranks must do the same, but rank {parallel.rank()} has {own}, and rank "
+                f"{rank} has {other}: give them the same arguments."
+            )
