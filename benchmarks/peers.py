@@ -27,6 +27,7 @@ from transformers import (
 
 from agents import PPO, GymnasiumVecEnv
 from agents.rollouts.buffer import SequenceRolloutBuffer
+from agents.rollouts.sequences import split_evenly
 from benchmarks.measuring import Side
 from benchmarks.trainers import TRL_PLAIN, import_trl, prompt_tokens
 from benchmarks.workload import LEARNING_RATE, FixedLengths, Shape, draw_lengths, word_tokenizer
@@ -186,7 +187,7 @@ def bare_training(model: PPO) -> Side:
     rows = len(real) // width
     tokens, positions = (x[: rows * width].view(rows, width) for x in (real, acts))
     actions = samples.actions.flatten()[: int(positions.sum())]
-    groups = len(buffer.batches(model.batch_size))
+    groups = len(split_evenly(buffer.sequences, model.batch_size))
 
     def run() -> None:
         at = 0

@@ -22,7 +22,9 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents import PPO, GymnasiumVecEnv, SequenceRolloutBuffer, TransformerPolicy
+from agents.learning.advantages import GAE
 from agents.learning.kl import estimate_kl
+from agents.rollouts.sequences import split_evenly
 from agents.rollouts.vec_env import engine_of
 from textenvs.envs.engine import TextEngine
 from textenvs.task import Transcript, Turn
@@ -194,7 +196,7 @@ class KLPenalty(BaseCallback):
         model: Any = self.model
         buffer = model.rollout_buffer
         reference = np.zeros_like(buffer.log_probs)
-        for sequences in buffer.batches(model.batch_size):
+        for sequences in split_evenly(buffer.sequences, model.batch_size):
             samples = buffer.samples(sequences)
             with th.no_grad():
                 log_probs = model.policy.log_probs(
@@ -207,7 +209,7 @@ class KLPenalty(BaseCallback):
             self._settings.kl_estimator,
         )
         buffer.rewards -= self._settings.kl_coef * kl.numpy()
-        buffer.recompute_returns_and_advantage()
+        buffer.advantages, buffer.returns = GAE(buffer.gamma, buffer.gae_lambda)(buffer)
 
 
 # TRL in float32 on the CPU, without side shows.

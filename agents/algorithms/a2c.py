@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import stable_baselines3
 from stable_baselines3.common.utils import LinearSchedule
 
+from agents import parallel
 from agents.algorithms.base import TransformerAlgorithm
 from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss, ValueLoss
 
@@ -63,6 +64,8 @@ class A2C(TransformerAlgorithm, stable_baselines3.A2C):
         "use_rms_prop": False,
         "normalize_advantage": True,
     }
+    # Ctrl-C ends all ranks at the same place.
+    learn = parallel.interrupted_together()(stable_baselines3.A2C.learn)
 
     def losses(self) -> list[LossTerm]:
         """Return A2C's: policy gradient, entropy and value."""

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from stable_baselines3.common.base_class import BaseAlgorithm
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -32,9 +34,9 @@ class _ForTransformers:
         setattr(owner, name, run)
 
 
-def sb3_class(cls: type) -> type:
+def sb3_class(cls: type) -> type[BaseAlgorithm]:
     """Return the algorithm of SB3 that a class of ours is made from."""
-    return next(base for base in cls.__mro__ if base.__module__.startswith("stable_baselines3"))
+    return next(base for base in cls.__mro__ if base.__module__.startswith("stable_baselines3."))
 
 
 def given_arguments(

@@ -140,12 +140,9 @@ class TransformerAlgorithm(SavedExactly):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let `help` show SB3's arguments with ours, and SB3's policies have ours beside them."""
         super().__init_subclass__(**kwargs)
-        if any(base.__module__.startswith("stable_baselines3.a2c") for base in cls.__mro__) or any(
-            base.__module__.startswith("stable_baselines3.ppo") for base in cls.__mro__
-        ):
-            cls.__signature__ = inspect.Signature(list(signed(cls).values()))  # type: ignore[attr-defined]
-            own: dict[str, type[BasePolicy]] = {"TransformerPolicy": TransformerPolicy}
-            cls.policy_aliases = {**cast("Any", sb3_class(cls)).policy_aliases, **own}
+        cls.__signature__ = inspect.Signature(list(signed(cls).values()))  # type: ignore[attr-defined]
+        own: dict[str, type[BasePolicy]] = {"TransformerPolicy": TransformerPolicy}
+        cls.policy_aliases = {**sb3_class(cls).policy_aliases, **own}
 
     @property
     def is_text(self) -> bool:
@@ -178,10 +175,8 @@ class TransformerAlgorithm(SavedExactly):
     ) -> bool:
         """Fill the buffer, and compute advantages from it.
 
-        In this order: rewards that came late, values of a critic of its own, the KL penalty, the
-        whitening, for episodes that were truncated the value of what would have followed, and
-        advantages. Callbacks see the rewards before that step by step, and all of it at the
-        rollout's end.
+        Callbacks see the rewards step by step as the environment gave them, and what
+        `complete_rollout` made of them at the rollout's end.
         """
         started = time.perf_counter()
         policy, buffer = self._text_policy(), cast("SequenceRolloutBuffer", rollout_buffer)
@@ -194,7 +189,20 @@ class TransformerAlgorithm(SavedExactly):
         policy.clear_cache()  # The reference and the update need the memory.
         if not goes_on:
             return False
-        estimator, size = self.advantage_estimator(), self.micro_batch_size or self.batch_size
+        self.complete_rollout(buffer)
+        callback.update_locals(locals())
+        parallel.run_on_all(lambda: _ends_rollout(callback))
+        self._record_speed("rollout", started)
+        return True
+
+    def complete_rollout(self, buffer: SequenceRolloutBuffer) -> None:
+        """Compute what is learned from a rollout whose steps are all in.
+
+        In this order: the values of a critic of its own, the KL penalty, the whitening, for
+        episodes that were truncated the value of what would have followed, the advantages.
+        """
+        policy, estimator = self._text_policy(), self.advantage_estimator()
+        size = self.micro_batch_size or self.batch_size
         if policy.separate_critic and estimator.needs_values:
             fill_values(policy, buffer, size)
         if self.kl_coef > 0:
@@ -206,10 +214,6 @@ class TransformerAlgorithm(SavedExactly):
         buffer.advantages, buffer.returns = estimator(buffer)
         if self.whole_episodes:
             buffer.drop_unfinished()
-        callback.update_locals(locals())
-        parallel.run_on_all(lambda: _ends_rollout(callback))
-        self._record_speed("rollout", started)
-        return True
 
     @for_transformers
     def train(self) -> None:
@@ -411,11 +415,6 @@ class TransformerAlgorithm(SavedExactly):
         together = CallbackList([super()._init_callback(callback), *bars])
         together.init_callback(self)
         return together
-
-    def learn(self, *args: Any, **kwargs: Any) -> Any:
-        """Learn, as in SB3; Ctrl-C ends all ranks at the same place."""
-        with parallel.interrupted_together():
-            return super().learn(*args, **kwargs)
 
 
 def _ends_rollout(callback: BaseCallback) -> bool:

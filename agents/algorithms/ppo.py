@@ -8,6 +8,7 @@ import stable_baselines3
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
+from agents import parallel
 from agents.algorithms.arguments import for_transformers
 from agents.algorithms.base import TransformerAlgorithm
 from agents.learning.losses import (
@@ -94,6 +95,8 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
     """
 
     text_defaults: ClassVar[dict[str, Any]] = TEXT_DEFAULTS
+    # Ctrl-C ends all ranks at the same place.
+    learn = parallel.interrupted_together()(stable_baselines3.PPO.learn)
 
     def losses(self) -> list[LossTerm]:
         """Return PPO's: clipped surrogate, entropy and value, with what is logged beside them."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import stable_baselines3
 from stable_baselines3.common.utils import LinearSchedule
 
+from agents import parallel
 from agents.algorithms.base import TransformerAlgorithm
 from agents.learning.advantages import ReturnToGo
 from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss
@@ -60,5 +61,6 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
         return [PolicyGradientLoss(), EntropyLoss(self.ent_coef)]
 
     def learn(self, *args: Any, tb_log_name: str = "Reinforce", **kwargs: Any) -> Any:
-        """Learn, as in SB3."""
-        return super().learn(*args, tb_log_name=tb_log_name, **kwargs)
+        """Learn, as in SB3; Ctrl-C ends all ranks at the same place."""
+        with parallel.interrupted_together():
+            return super().learn(*args, tb_log_name=tb_log_name, **kwargs)

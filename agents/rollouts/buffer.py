@@ -145,6 +145,41 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.pos = int(self.lengths.max())
         self.full = slots is None and self.pos == self.buffer_size
 
+    def add_turn(
+        self,
+        slot: int,
+        obs: Observation,
+        actions: npt.NDArray[Any],
+        reward: float,
+        episode_start: bool,
+        log_probs: npt.NDArray[Any],
+        values: npt.NDArray[Any] | None = None,
+    ) -> None:
+        """Add a whole turn of one environment, as its tokens one by one would be added.
+
+        Args:
+            slot: The environment.
+            obs: What the turn's first token was chosen from, one row of each array.
+            actions: (n,) the tokens.
+            reward: That of the turn, which comes with its last token.
+            episode_start: Whether the turn is the first one of its episode.
+            log_probs: (n,) the tokens' log-probabilities.
+            values: (n,) what the critic said. None: see `add`.
+        """
+        start, stop = int(self.lengths[slot]), int(self.lengths[slot]) + len(actions)
+        while stop > len(self.actions):
+            self._grow()
+        self._begin_segment(slot, obs, 0, episode_start)
+        self.actions[start:stop, slot] = actions
+        self.rewards[stop - 1, slot] = reward
+        self.episode_starts[start, slot] = episode_start
+        self.log_probs[start:stop, slot] = log_probs
+        if values is not None:
+            self.values[start:stop, slot] = values
+        self._next_lengths[slot] = 0
+        self.lengths[slot] = stop
+        self.pos = int(self.lengths.max())
+
     def finish(self, last_values: npt.NDArray[Any], dones: npt.NDArray[np.bool_]) -> None:
         """Take the rollout for complete: close its sequences.
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
@@ -138,7 +139,24 @@ class StepSource:
             actions[slots] = tokens
         new_obs, rewards, dones, infos = env.step(actions)
         agent.num_timesteps += len(slots)
-        callback.update_locals(locals())
+        seen = {
+            "self": agent,
+            "env": env,
+            "callback": callback,
+            "rollout_buffer": rollout_buffer,
+            "n_rollout_steps": self._n_steps,
+            "n_steps": rollout_buffer.pos,
+            "obs_tensor": obs,
+            "actions": actions,
+            "clipped_actions": actions,
+            "log_probs": th.from_numpy(log_probs),
+            "values": None if values is None else th.from_numpy(values)[:, None],
+            "new_obs": new_obs,
+            "rewards": rewards,
+            "dones": dones,
+            "infos": infos,
+        }
+        callback.update_locals(seen)
         if not callback.on_step():
             return False
         places = rollout_buffer.lengths

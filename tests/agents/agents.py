@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,17 +37,23 @@ def make_agent(
     cls: Any = PPO,
     **kwargs: Any,
 ) -> Any:
-    """An agent of a GPT-2 of one layer with few allowed tokens, whose values are not 0."""
+    """An agent of a GPT-2 of one layer with few allowed tokens, whose values are not 0.
+
+    What its class has no argument for is left out.
+    """
     budgets = {"num_envs": NUM_ENVS, "max_new_tokens": 8, "reward": ["task", "length_penalty"]}
     settings = {"n_steps": N_STEPS, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    settings = {**settings, "learning_rate": 3e-3, **kwargs}
+    known = inspect.signature(cls).parameters
     model = cls(
         "TransformerPolicy",
         gym.make_vec("TextGen-v0", **{**budgets, **KINDS[kind], **(env or {})}),
         policy_kwargs={"model": gpt2(n_layer=1), "allowed_tokens": FEW, **(policy or {})},
-        **{**settings, "learning_rate": 3e-3, **kwargs},
+        **{name: value for name, value in settings.items() if name in known},
     )
-    generator = th.Generator().manual_seed(1)
-    th.nn.init.normal_(model.policy.value_head.weight, std=0.3, generator=generator)
+    if model.policy.value_head is not None:
+        generator = th.Generator().manual_seed(1)
+        th.nn.init.normal_(model.policy.value_head.weight, std=0.3, generator=generator)
     return model
 
 

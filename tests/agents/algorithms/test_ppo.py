@@ -28,9 +28,11 @@ from agents import (
     GymnasiumVecEnv,
     SequenceRolloutBuffer,
     TransformerPolicy,
-    decoding,
     evaluate_split,
 )
+from agents.decoding import decoder as decoding
+from agents.rollouts.sequences import split_evenly
+from tests.agents.agents import Calls, EachStep
 from tests.agents.helpers import CONFIGS, FEW, gpt2, llama, policy_for, roll_out, vec_env
 
 NUM_ENVS, N_STEPS = 4, 24
@@ -93,7 +95,7 @@ def ratio_error(model: Any) -> float:
     """The largest |ratio - 1| over the rollout, minibatch by minibatch as `train` makes them."""
     worst = 0.0
     buffer, policy = model.rollout_buffer, model.policy
-    for sequences in buffer.batches(32):
+    for sequences in split_evenly(buffer.sequences, 32):
         samples = buffer.samples(sequences)
         with th.no_grad():
             log_probs = policy.evaluate_actions(samples.observations, samples.actions)[1]
@@ -105,17 +107,22 @@ def ratio_error(model: Any) -> float:
 @pytest.mark.parametrize("config", ["gpt2", "llama"])
 def test_first_ratio_is_one_in_every_iteration(config: str, env_id: str) -> None:
     errors: list[float] = []
-
-    def check(model: Any) -> None:
-        assert model.policy.backbone.memo is not None
-        errors.append(ratio_error(model))
-
     model = agent(
         make_envs(env_id),
         CONFIGS[config](),
         {"temperature": 0.8, "top_k": 6, "top_p": 0.95},
         learning_rate=1e-2,
     )
+    read = Calls(model.policy.backbone.model.get_input_embeddings())
+
+    def check(model: Any) -> None:
+        # The cache was on: without it, each token costs its whole context.
+        rows = [sequence.row for sequence in model.rollout_buffer.sequences]
+        contexts = sum(int(row.action_positions.nonzero()[0].sum()) for row in rows)
+        assert read.tokens(1) < contexts
+        errors.append(ratio_error(model))
+        read.take()
+
     before = weights(model)
     model.learn(3 * ITERATION, AtRolloutEnd(check))
     assert len(errors) == 3 and max(errors) < 1e-5
@@ -184,7 +191,7 @@ def test_mlp_policy_is_sb3s_bit_for_bit() -> None:
 
 def test_arguments_and_defaults_are_sb3s() -> None:
     def parameters(cls: Any) -> list[str]:
-        return list(inspect.signature(cls.__init__).parameters)
+        return list(inspect.signature(cls).parameters)
 
     theirs = parameters(stable_baselines3.PPO)
     assert [name for name in parameters(PPO) if name in theirs] == theirs
@@ -511,7 +518,7 @@ class Recorded(PPO):
                 **{name: getattr(buffer, name).copy() for name in names},
                 "samples": buffer.samples(buffer.sequences),
                 "index": buffer.index(buffer.sequences),
-                "last": (buffer.last_values.numpy().flatten(), buffer.last_dones),
+                "last": (buffer.last_values, buffer.last_dones),
                 "kl_coef": self.kl_coef,
             }
         )
@@ -537,7 +544,7 @@ def recorded(env: Any = None, **kwargs: Any) -> Any:
 
 def naive_ref_log_probs(reference: Any, taken: dict[str, Any]) -> Any:
     """One whole forward for each action, by the model's own class, in plain steps."""
-    tokens, positions = taken["samples"].observations.values()
+    tokens, positions, _ = taken["samples"].observations.values()
     actions = taken["samples"].actions.tolist()
     result = np.zeros(taken["rewards"].shape)
     for (row, position), action, step, env in zip(
@@ -558,14 +565,14 @@ def test_kl_is_taken_off_the_rewards(env_id: str, estimator: Any) -> None:
         make_envs(env_id), kl_coef=0.3, kl_estimator=estimator, learning_rate=1e-2, gamma=0.9
     )
     before = weights(model)
-    model.learn(2 * ITERATION, AtRolloutEnd(lambda m: raw.append(m.rollout_buffer.rewards.copy())))
+    model.learn(2 * ITERATION, EachStep(lambda local: raw.append(local["rewards"].copy())))
     reference = {f"backbone.{name}": value for name, value in weights(model, "reference").items()}
     assert same(reference, {k: v for k, v in before.items() if k.startswith("backbone")})
     taken = model.taken[1]
     log_ratio = naive_ref_log_probs(model.reference, taken) - taken["log_probs"]
     kl = -log_ratio if estimator == "k1" else np.exp(log_ratio) - 1 - log_ratio
     assert np.abs(kl).max() > 1e-2
-    assert np.abs(taken["rewards"] - (raw[1] - 0.3 * kl)).max() < 1e-5
+    assert np.abs(taken["rewards"] - (np.array(raw[N_STEPS:]) - 0.3 * kl)).max() < 1e-5
     # And the advantages follow: GAE in plain float64.
     last_values, dones = taken["last"]
     running, following = np.zeros(NUM_ENVS), last_values.astype(float)
@@ -714,6 +721,8 @@ def test_predictions_before_a_rollout_change_nothing() -> None:
 
 def test_interrupted_last_step_leaves_nothing_to_the_next_question() -> None:
     model = agent()
+    observations = make_envs().reset(seed=1)[0]
+    expected = model.policy.predict_values(model.policy.obs_to_tensor(observations)[0])
     add = model.rollout_buffer.add
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
@@ -724,4 +733,5 @@ def test_interrupted_last_step_leaves_nothing_to_the_next_question() -> None:
     model.rollout_buffer.add = interrupted
     with pytest.raises(KeyboardInterrupt):
         model.learn(ITERATION)
-    assert model.policy.unwanted_values is None
+    actual = model.policy.predict_values(model.policy.obs_to_tensor(observations)[0])
+    assert th.equal(actual, expected)

@@ -28,7 +28,6 @@ from stable_baselines3.common.logger import configure
 
 from agents import PPO, CheckpointCallback, evaluate_split, parallel, warm_start
 from agents.cli.main import main
-from agents.learning.shaping import score_kl, whiten_rewards
 from agents.rollouts.buffer import Sequence
 from tests.agents.agents import (
     ITERATION,
@@ -121,8 +120,8 @@ def keep_half(model: Any, rank: int) -> None:
     for name, array in vars(buffer).items():
         if isinstance(array, np.ndarray) and array.ndim == 2 and array.shape[1] == NUM_ENVS:
             setattr(buffer, name, array[:, own].copy())
-    buffer.last_values = buffer.last_values.reshape(-1)[own]
-    buffer.last_dones = buffer.last_dones[own]
+    for name in ("last_values", "last_dones", "lengths"):
+        setattr(buffer, name, getattr(buffer, name)[own])
     buffer.n_envs = NUM_ENVS // 2
     buffer.sequences = [s for s in buffer.sequences if own.start <= s.env < own.stop]
     for sequence in buffer.sequences:
@@ -138,9 +137,7 @@ def minibatch_of(sequence: Sequence) -> int:
 def settle_and_train(model: Any) -> dict[str, Any]:
     """Do everything that follows a rollout; two epochs, in one minibatch or in fixed ones."""
     buffer = model.rollout_buffer
-    score_kl(model, buffer)
-    whiten_rewards(buffer)
-    buffer.recompute_returns_and_advantage()
+    model.complete_rollout(buffer)
     buffer.drop_unfinished()  # so that no two slots have the same number of tokens
     shake(model.policy)
     if model.batch_size < ITERATION:
@@ -445,7 +442,7 @@ QUICK += " --max-new-tokens 8 --device cpu --no-progress --checkpoint-freq 128 -
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A run folder and what torchrun did to make it."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
-    torchrun += ["--master-port", str(free_port()), "-m", "agents.cli.main"]
+    torchrun += ["--master-port", str(free_port()), "-m", "agents.cli"]
     place = tmp_path_factory.mktemp("torchrun")
     done = subprocess.run(
         [*torchrun, "train", "TextGen-v0", *QUICK.split()],

@@ -10,7 +10,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from agents import PPO
-from agents.learning.shaping import reference_model, whiten_rewards
+from agents.learning.reference import reference_model
+from agents.learning.rewards import whiten_rewards
 from tests.agents.agents import NUM_ENVS, Calls, collect, make_agent, same, train, weights
 from tests.agents.oracle import Critic, Diary
 
@@ -58,24 +59,12 @@ def test_values_of_what_was_cut_off_are_one_forward(monkeypatch: pytest.MonkeyPa
     runs = []
     for bootstraps in (True, False):
         if not bootstraps:
-            monkeypatch.setattr("agents.algorithms.ppo.bootstrap", lambda *_: None)
+            monkeypatch.setattr("agents.algorithms.base.bootstrap_truncations", lambda *_: None)
         model = make_agent(env=CUT)
         calls = Calls(model.policy.backbone.model.get_input_embeddings())
         diary = Diary()
         collect(model, diary)
-        memo = model.policy.backbone.memo
-        assert memo is not None
-        # The memo is still that of the last observations: to go on costs a token each. Of
-        # episodes that begin there, nothing has been read yet.
-        shapes = list(calls.shapes)
-        calls.take()
-        with th.no_grad():
-            model.policy.predict_values(model.policy.obs_to_tensor(model._last_obs)[0])
-        begun = model._last_obs["response_length"].flatten() == 0
-        assert 0 < begun.sum() < NUM_ENVS and model.policy.backbone.memo is memo
-        (read, _), *others = calls.shapes
-        assert read == max(2, begun.sum()) and others == [(NUM_ENVS, 1)]
-        runs.append((shapes, diary, model.rollout_buffer.rewards.copy()))
+        runs.append((list(calls.shapes), diary, model.rollout_buffer.rewards.copy()))
     (shapes, diary, rewards), (without, _, raw) = runs
     cut = np.array([token.after is not None for token in diary.tokens]).reshape(-1, NUM_ENVS)
     ended = np.array([token.ends for token in diary.tokens]).reshape(-1, NUM_ENVS)
@@ -133,16 +122,19 @@ def test_without_a_last_observation_there_is_nothing_to_add() -> None:
 def test_a_rollout_that_a_callback_ends_is_not_settled() -> None:
     model = make_agent(env=CUT, kl_coef=0.1, whiten_rewards=True)
     model.learn(1000, lambda local, _: local["n_steps"] < 7)
-    assert model.num_timesteps == 8 * NUM_ENVS and model.truncations
+    assert model.num_timesteps == 8 * NUM_ENVS and model.rollout_buffer.truncations
     # What was cut off then is not credited to the next one.
     collect(model)
-    assert all(episode.step < model.n_steps for episode in model.truncations)
+    assert all(episode.step < model.n_steps for episode in model.rollout_buffer.truncations)
     assert np.isfinite(train(model).log["train/loss"])
 
 
 def test_no_reference_yet() -> None:
     model = make_agent(kl_coef=0.1)
-    with pytest.raises(RuntimeError, match="call set_reference first"), reference_model(model):
+    with (
+        pytest.raises(RuntimeError, match="call set_reference first"),
+        reference_model(model.policy, model.reference),
+    ):
         pass
 
 

@@ -188,13 +188,13 @@ def test_target_kl_stops_before_the_step() -> None:
     settings: dict[str, Any] = {"learning_rate": 0.02, "n_epochs": 6, "target_kl": 0.01}
     models = [collect(make_agent(policy=PLAIN_STEPS, **settings)) for _ in range(2)]
     seen: list[dict[str, th.Tensor]] = []
-    evaluate = models[0].policy.evaluate_actions
+    score = models[0].policy.score
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         seen.append(weights(models[0].policy))
-        return evaluate(*args, **kwargs)
+        return score(*args, **kwargs)
 
-    models[0].policy.evaluate_actions = watched
+    models[0].policy.score = watched
     update = train(models[0])
     # There were some steps before, and all would have been many more.
     assert 2 <= len(update.gradients) == len(seen) - 1 < 6 * ITERATION // 32 - 1
@@ -213,15 +213,15 @@ def test_micro_batches_change_nothing(kind: str) -> None:
     sizes: dict[int | None, list[tuple[int, int]]] = {}
     for size in (None, 1, 20, 10**6):
         model = shaken(kind, micro_batch_size=size, ent_coef=0.1, **STILL, **KL_LOSS)
-        evaluate, counts = model.policy.evaluate_actions, sizes.setdefault(size, [])
+        score, counts = model.policy.score, sizes.setdefault(size, [])
 
         def counting(
-            obs: Any, actions: Any, keep: Any = counts, call: Any = evaluate, **kwargs: Any
+            batch: Any, actions: Any, *args: Any, keep: Any = counts, call: Any = score
         ) -> Any:
-            keep.append((len(obs["tokens"]), len(actions)))
-            return call(obs, actions, **kwargs)
+            keep.append((len(batch.tokens), len(actions)))
+            return call(batch, actions, *args)
 
-        model.policy.evaluate_actions = counting
+        model.policy.score = counting
         updates.append(train(model))
     for update in updates[1:]:
         assert updates[0].difference(update) < 1e-5

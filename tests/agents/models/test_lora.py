@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import PPO, warm_start
 from agents.decoding import decoder as decoding
+from agents.rollouts.sequences import split_by_size
 from tests.agents.agents import (
     ITERATION,
     NUM_ENVS,
@@ -115,7 +116,7 @@ def test_reference_is_the_model_without_its_adapter(kind: str) -> None:
     collect(model, diary)
     assert model.reference is None and "reference" not in model.get_parameters()
     sequences = model.rollout_buffer.sequences
-    parts = len(model.rollout_buffer.micro_batches(sequences, model.batch_size))
+    parts = len(split_by_size(sequences, model.batch_size))
     reads = sum(rows * width for rows, width in calls.shapes[-parts:])
     assert reads == sum(sequence.length - 1 for sequence in sequences)
     reference = Critic(plain(model), FEW, 0.7)

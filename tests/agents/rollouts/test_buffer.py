@@ -8,7 +8,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
+from agents.learning.advantages import GAE
 from agents.rollouts.buffer import SequenceRolloutBuffer
+from agents.rollouts.sequences import split_by_size
 from textenvs.spaces import TokenSpace
 
 PROMPT, RESPONSE, VOCAB, PAD = 60, 8, 50, 1
@@ -158,14 +160,16 @@ def test_gae_of_one_episode_in_closed_form() -> None:
 def test_recomputation_follows_changed_rewards(played: Played) -> None:
     played.buffer.rewards -= 0.5
     played.steps = [[(c, a, r - 0.5, v, d) for c, a, r, v, d in steps] for steps in played.steps]
-    played.buffer.recompute_returns_and_advantage()
+    buffer = played.buffer
+    buffer.advantages, buffer.returns = GAE(buffer.gamma, buffer.gae_lambda)(buffer)
     assert np.abs(played.buffer.advantages - played.advantages()).max() < 1e-5
 
 
-def test_recomputation_needs_a_first_time() -> None:
-    buffer = SequenceRolloutBuffer(4, SPACE, TokenSpace(VOCAB, 0, PAD), "cpu")
-    with pytest.raises(RuntimeError, match="compute_returns_and_advantage"):
-        buffer.recompute_returns_and_advantage()
+def test_our_gae_is_sb3s_to_the_bit(played: Played) -> None:
+    buffer = played.buffer
+    advantages, returns = GAE(buffer.gamma, buffer.gae_lambda)(buffer)
+    assert np.array_equal(advantages, buffer.advantages)
+    assert np.array_equal(returns, buffer.returns)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 7, 50, 1000])
@@ -201,13 +205,13 @@ def test_every_step_comes_once_with_its_own_context(played: Played, batch_size: 
 
 def test_types_and_padding_of_samples(played: Played) -> None:
     (samples,) = played.buffer.get()
-    tokens, positions = samples.observations.values()
+    tokens, positions, starts = samples.observations.values()
     assert tokens.dtype == samples.actions.dtype == th.int64
-    assert positions.dtype == th.bool
+    assert positions.dtype == starts.dtype == th.bool
     for array in (samples.old_values, samples.old_log_prob, samples.advantages, samples.returns):
         assert array.dtype == th.float32
     for row, mask in zip(tokens, positions, strict=True):
-        end = int(mask.nonzero().max()) + 2  # the last action is there if the width allows
+        end = int(mask.nonzero().max()) + 1
         assert (row[end:] == PAD).all() and (row[:end] != PAD).all()
 
 
@@ -271,7 +275,7 @@ def test_minibatches_are_about_of_the_size_asked_for(batch_size: int) -> None:
 @pytest.mark.parametrize("size", [1, 5, 30, 10_000])
 def test_micro_batches_hold_each_sequence_once(played: Played, size: int) -> None:
     for minibatch in played.buffer.minibatches(64):
-        parts = played.buffer.micro_batches(minibatch, size)
+        parts = split_by_size(minibatch, size)
         assert sorted(id(s) for part in parts for s in part) == sorted(map(id, minibatch))
         counts = [len(played.buffer.index(part)[0]) for part in parts]
         for part, count in zip(parts, counts, strict=True):
@@ -279,9 +283,9 @@ def test_micro_batches_hold_each_sequence_once(played: Played, size: int) -> Non
         # What is alike in length is together, so that little is padded.
         lengths = [sequence.length for part in parts for sequence in part]
         assert lengths == sorted(lengths)
-        (whole,) = played.buffer.micro_batches(minibatch, None)
+        (whole,) = split_by_size(minibatch, None)
         assert whole == [sequence for part in parts for sequence in part]
-    assert len(played.buffer.micro_batches(played.buffer.sequences, 10_000)) == 1
+    assert len(split_by_size(played.buffer.sequences, 10_000)) == 1
 
 
 def test_order_is_random_and_follows_numpys_seed() -> None:
@@ -312,7 +316,7 @@ def test_reset_empties_and_the_buffer_can_be_used_again() -> None:
     buffer = played.buffer
     buffer.reset()
     assert not buffer.full and not buffer.sequences and buffer.pos == 0
-    with pytest.raises(AssertionError, match="not full"):
+    with pytest.raises(AssertionError, match="not complete"):
         next(buffer.get())
     again = Played(steps=40, envs=5, turns=3)
     assert sorted(a for s in again.buffer.get() for a in s.actions.tolist()) == before

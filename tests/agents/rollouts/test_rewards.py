@@ -24,7 +24,6 @@ from tests.agents.agents import (
     ITERATION,
     N_STEPS,
     NUM_ENVS,
-    Hook,
     collect,
     make_agent,
     same,
@@ -99,8 +98,8 @@ def content(model: Any) -> dict[str, Any]:
         "running": model.env.episode_returns.tolist(),
         "successes": list(model.ep_success_buffer),
         "log": {k: v for k, v in log.items() if not k.startswith("time/")},
-        "turns": {k: list(v) for k, v in model.turn_statistics._terms.items()},
-        "order": list(model.turn_statistics._terms),
+        "turns": {k: list(v) for k, v in model.turn_metrics.items()},
+        "order": list(model.turn_metrics),
         "infos": {slot: list(i["reward_terms"].items()) for slot, i in state["infos"].items()},
     }
 
@@ -318,7 +317,6 @@ def test_other_agents_wait() -> None:
 
 def assert_nothing_is_left(model: Any) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rewards")]
-    assert model.late_rewards is None and model.rollout_buffer.settle is None
     assert model.env.venv.env.engine.late_scorer is None
 
 
@@ -355,11 +353,17 @@ def test_an_interrupt_leaves_nothing(kind: str, at: int, where: str) -> None:
         if calls[0] == at:
             raise KeyboardInterrupt
 
-    hook = Hook()
+    act = model.policy.act
+
+    def interrupted(observation: Any) -> Any:
+        interrupt()
+        return act(observation)
+
     if where == "policy":
-        hook = Hook(model.policy.register_forward_pre_hook(interrupt))
-    with hook, pytest.raises(KeyboardInterrupt):
+        model.policy.act = interrupted
+    with pytest.raises(KeyboardInterrupt):
         collect(model, interrupt if where == "callback" else None, fresh=False)
+    model.policy.act = act
     assert_nothing_is_left(model)
     if at > 1:
         assert not is_in_step(model)
@@ -471,6 +475,6 @@ def test_saving_and_going_on(tmp_path: Path) -> None:
         runs.extend((content(one), weights(one.policy)) for one in (model, again))
         (midway,) = folder.iterdir()
         loaded = PPO.load(midway, env=again.env)
-        assert loaded.late_rewards is None and loaded.resume_point is None
+        assert loaded.resume_point is None
     for found, parameters in runs:
         assert found == runs[0][0] and same(parameters, runs[0][1])

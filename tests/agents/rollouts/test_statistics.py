@@ -8,7 +8,13 @@ import pytest
 import torch as th
 from stable_baselines3.common.logger import Logger
 
-from agents.rollouts.statistics import EpisodeSums, TurnStatistics, peak_memory
+from agents.rollouts.statistics import (
+    TurnMetrics,
+    add_turn,
+    episode_sums,
+    peak_memory,
+    record_turns,
+)
 from tests.agents.agents import ITERATION, NUM_ENVS, collect, make_agent, shake, train
 from tests.agents.oracle import Diary
 from tests.textenvs.toys import finished
@@ -30,7 +36,7 @@ def test_turns_of_the_rollout_are_what_is_logged() -> None:
     model.dump_logs(1)
     assert len(transcripts) > 10 and {t.stopped for t in transcripts} == {True, False}
     assert not all(t.final for t in transcripts)
-    model.turn_statistics.record(model.logger)
+    record_turns(model.turn_metrics, model.logger)
     log = model.logger.name_to_value
     last = transcripts[-7:]
     lengths = np.mean([t.response_tokens for t in last])
@@ -41,14 +47,16 @@ def test_turns_of_the_rollout_are_what_is_logged() -> None:
 
 
 def test_turns_and_terms_one_by_one() -> None:
-    statistics, logger = TurnStatistics(2), Logger(None, [])
-    statistics.record(logger)
+    logger = Logger(None, [])
+    metrics: TurnMetrics = {}
+    record_turns(metrics, logger)
     assert not logger.name_to_value  # nothing to say yet
-    statistics.add({"transcript": "another environment's", "reward_terms": {"other": 5.0}})
+    add_turn(metrics, {"transcript": "another environment's", "reward_terms": {"other": 5.0}}, 2)
     for tokens, terms in ((9, {"a": 9.0}), (2, {"a": 1.0, "b": 4.0}), (4, {"a": 2.0})):
-        statistics.add({"transcript": finished("so", tokens=tokens), "reward_terms": terms})
-        statistics.add({})
-    statistics.record(logger)
+        info = {"transcript": finished("so", tokens=tokens), "reward_terms": terms}
+        add_turn(metrics, info, 2)
+        add_turn(metrics, {}, 2)
+    record_turns(metrics, logger)
     assert dict(logger.name_to_value) == {
         "rollout/response_length": 3.0,
         "rollout/eos_rate": 1.0,
@@ -60,29 +68,29 @@ def test_turns_and_terms_one_by_one() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_sums_of_episodes_over_the_borders_of_rollouts(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    sums = EpisodeSums(3)
+    sums = np.zeros(3)
     ends = np.ones(3, dtype=bool)
     running, found, expected = [0.0] * 3, [], []
     for _ in range(4):
         values = rng.normal(size=(5, 3))
-        starts = np.zeros((5, 3), dtype=bool)
+        starts, all_ends = np.zeros((2, 5, 3), dtype=bool)
         for step in range(5):
             starts[step] = ends
-            ends = rng.random(3) < 0.25
+            all_ends[step] = ends = rng.random(3) < 0.25
             for slot in range(3):
                 running[slot] += values[step, slot]
                 if ends[slot]:
                     expected.append(running[slot])
                     running[slot] = 0.0
-        found += sums.add(values, starts, ends)
+        found += episode_sums(sums, values, starts, all_ends)
     assert len(expected) > 8 and found == pytest.approx(expected)
 
 
 def test_an_episode_that_was_never_finished_is_forgotten() -> None:
-    sums, never = EpisodeSums(1), np.array([False])
-    assert sums.add(np.array([[5.0]]), np.array([[True]]), never) == []
+    sums, never, start = np.zeros(1), np.array([[False]]), np.array([[True]])
+    assert episode_sums(sums, np.array([[5.0]]), start, never) == []
     # A new `learn` resets the environment.
-    assert sums.add(np.array([[2.0]]), np.array([[True]]), ~never) == [2.0]
+    assert episode_sums(sums, np.array([[2.0]]), start, ~never) == [2.0]
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
@@ -142,7 +150,7 @@ def test_speed_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_agent()
     now = iter([100.0, 102.0, 200.0, 200.5])
     monkeypatch.setattr(
-        "agents.algorithms.ppo.time", SimpleNamespace(perf_counter=lambda: next(now))
+        "agents.algorithms.base.time", SimpleNamespace(perf_counter=lambda: next(now))
     )
     log = train(collect(model)).log
     assert log["time/rollout_tokens_per_second"] == ITERATION / 2
@@ -157,7 +165,7 @@ def test_speed_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_everything_is_logged_under_its_name() -> None:
     model = make_agent(kl_coef=0.1, clip_range_vf=0.2).learn(2 * ITERATION, log_interval=1000)
-    model.turn_statistics.record(model.logger)
+    record_turns(model.turn_metrics, model.logger)
     assert {
         *("rollout/response_length", "rollout/eos_rate", "reward/task", "reward/length_penalty"),
         *("kl/per_token", "kl/per_episode", "kl/coef"),
