@@ -111,11 +111,11 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
     @for_transformers
     def train(self) -> None:
         """Update the policy from the rollout, and log how it went."""
-        super().train()
         clip_range, clip_range_vf = self._clip_ranges()
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
+        super().train()
 
     def _clip_ranges(self) -> tuple[float, float | None]:
         """Return the clipping of ratio and value at the present progress."""
