@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,14 @@ from stable_baselines3.common.logger import configure
 
 from agents import parallel
 from agents.algorithms.ppo import PPO
-from agents.files import atomic_path, remove_leftovers, write_text
+from agents.files import (
+    atomic_path,
+    read_json,
+    read_jsonl,
+    remove_leftovers,
+    write_json,
+    write_jsonl,
+)
 from agents.reports.curves import plot_learning_curve
 from agents.rollouts.vec_env import engine_of
 from agents.training.checkpoints import CheckpointCallback
@@ -286,27 +292,6 @@ def show(summary: dict[str, Any], success: bool = True) -> str:
         f"{summary['mean_reward']:.3f} ± {summary['standard_error']:.3f} "
         f"(n={summary['examples']})" + ("" if rate is None else f", success {rate:.0%}")
     )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, all of it or nothing."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
-
-
-def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write an evaluation's transcripts, a line each."""
-    lines = (json.dumps(record, ensure_ascii=False) for record in records)
-    write_text(path, "".join(line + "\n" for line in lines))
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read what `write_jsonl` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _resolved(envs: Any) -> dict[str, Any]:

@@ -265,6 +265,7 @@ def parse_rewards(rewards: tuple[str, ...]) -> list[tuple[str, float] | str] | N
 
 def read_options(folder: Path) -> tuple[Train, dict[str, Any]]:
     """Return the options that a run was started with, and what its environment settled itself."""
+    from agents.files import read_json
     from agents.training import run as runs
 
     if not (folder / runs.CONFIG).is_file():
@@ -272,7 +273,7 @@ def read_options(folder: Path) -> tuple[Train, dict[str, Any]]:
             f"{folder} is no run folder: expected one that `textenvs train` wrote, with a "
             f"{runs.CONFIG}."
         )
-    config = runs.read_json(folder / runs.CONFIG)
+    config = read_json(folder / runs.CONFIG)
     fields: Any = {name: config[name] for name in Train.__dataclass_fields__ if name in config}
     tuples: Any = {name: tuple(fields[name]) for name in ("fields", "reward")}
     run_dir = None if fields["run_dir"] is None else Path(fields["run_dir"])
