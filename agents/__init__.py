@@ -7,11 +7,15 @@ from agents.rollouts.vec_env import GymnasiumVecEnv
 from agents.training.checkpoints import CheckpointCallback
 from agents.training.evaluation import evaluate_split
 from agents.training.imitation import warm_start
+from agents.training.run import Run
+from agents.training.spec import RunSpec
 
 __all__ = [
     "PPO",
     "CheckpointCallback",
     "GymnasiumVecEnv",
+    "Run",
+    "RunSpec",
     "SequenceRolloutBuffer",
     "TransformerPolicy",
     "evaluate_split",

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import textenvs
 from agents import PPO
 from agents.cli.main import main
-from agents.training.spec import parse_fields, parse_rewards
+from agents.training.parsing import parse_fields, parse_rewards
 from tests.agents.helpers import VOCAB, gpt2, policy_for, vec_env
 
 SMALL = ["--num-envs", "8", "--n-steps", "16", "--timesteps", "256", "--batch-size", "64"]

@@ -1,0 +1,28 @@
+"""The algorithms that a run can name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+# Where the classes are. A class takes (policy, env, **options), its options named as in `PPO`.
+ALGORITHMS = {"ppo": "agents.algorithms.ppo:PPO"}
+
+
+def algorithm_class(name: str) -> type[Any]:
+    """Return an algorithm's class by its name in `ALGORITHMS`."""
+    module, _, class_name = ALGORITHMS[name].partition(":")
+    found: type[Any] = getattr(import_module(module), class_name)
+    return found
+
+
+def keywords(algorithm: type[Any]) -> Iterator[str]:
+    """Yield the names that a class's constructor takes, and its bases' where it hands on more."""
+    for base in algorithm.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            yield from (parameter.name for parameter in parameters)
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+                return
