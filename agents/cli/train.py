@@ -24,7 +24,8 @@ class Train(RunSpec):
 
     resume: Path | None = None
     """Go on with the killed or interrupted run in this folder, instead of starting one. All other
-    options are the run's own; device, checkpoint-freq and progress may be given anew."""
+    options are the run's own; device, checkpoint-freq, trace-episodes and progress may be given
+    anew."""
     run_dir: Path | None = None
     """The run's folder. Default: runs/ENV/DATE-TIME."""
     progress: bool = True

@@ -17,6 +17,8 @@ CHECKPOINT = "checkpoint.zip"
 BEFORE, AFTER = "samples_before.jsonl", "samples_after.jsonl"
 # The log, by iteration.
 PROGRESS = "progress.csv"
+# A few episodes of each iteration, token by token.
+TRACES = "traces.jsonl"
 # TensorBoard's logs, one for each time that the run was started.
 EVENTS = "events.out.tfevents.*"
 # What came out.

@@ -20,6 +20,7 @@ MINIMUMS = {
     "warm_start_batch_size": 1,
     "lora_rank": 0,
     "checkpoint_freq": 0,
+    "trace_episodes": 0,
 }
 
 
@@ -115,3 +116,5 @@ class RunOptions:
     """How many held-out examples to play before and after, at most."""
     checkpoint_freq: int = 16_384
     """Tokens between two checkpoints, which --resume goes on from. 0: none."""
+    trace_episodes: int = 4
+    """Episodes of each rollout to record token by token, in traces.jsonl. 0: none."""

@@ -19,6 +19,7 @@ from agents.training.folder import (
     CHECKPOINT,
     PROGRESS,
     SUMMARY,
+    TRACES,
     check_free,
     is_finished,
     read_config,
@@ -191,6 +192,23 @@ class Run:
         if when not in names:
             raise ValueError(f"transcripts are from 'before' or 'after', not {when!r}.")
         return read_jsonl(self._existing(names[when]))
+
+    def traces(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
+        """Return the recorded episodes, token by token; see `agents.rollouts.traces.trace`.
+
+        Args:
+            start: Leave out rollouts that ended before so many time steps.
+            stop: Leave out those that ended at so many or later. None: none of them.
+
+        Returns:
+            A dict for each; none where nothing is recorded (yet).
+        """
+        path = self.folder / TRACES
+        return [
+            record
+            for record in (read_jsonl(path) if path.is_file() else [])
+            if start <= record["num_timesteps"] and (stop is None or record["num_timesteps"] < stop)
+        ]
 
     def summary(self) -> dict[str, Any]:
         """Return what came out: both evaluations, time steps, seconds, ...

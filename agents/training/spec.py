@@ -39,7 +39,7 @@ class RunSpec(RunOptions):
     """
 
     # What may be given anew when a run goes on: it does not change what is learned.
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("device", "checkpoint_freq")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("device", "checkpoint_freq", "trace_episodes")
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""

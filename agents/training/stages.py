@@ -21,6 +21,7 @@ from agents.files import (
     write_json,
     write_jsonl,
 )
+from agents.rollouts.traces import TraceCallback, drop_traces
 from agents.rollouts.vec_env import engine_of
 from agents.training.checkpoints import CheckpointCallback
 from agents.training.evaluation import evaluate_split, reward_text, summarize
@@ -33,6 +34,7 @@ from agents.training.folder import (
     EVENTS,
     MODEL,
     SUMMARY,
+    TRACES,
 )
 from agents.training.imitation import warm_start
 from agents.training.logs import continue_log
@@ -85,14 +87,17 @@ def resume(spec: RunSpec, folder: Path, say: Say, progress: bool) -> None:
     if not (folder / CHECKPOINT).is_file():
         say("There is no checkpoint yet: the run starts again from its beginning.")
         if parallel.is_main():
-            for log in folder.glob(EVENTS):
-                log.unlink()
+            for log in (*folder.glob(EVENTS), folder / TRACES):
+                log.unlink(missing_ok=True)
         start(spec, folder, say, progress)
         return
     envs, held_out = make_environments(spec)
     model = spec.algorithm.load(folder / CHECKPOINT, env=envs, device=spec.device)
     say(f"Going on from the checkpoint at {model.num_timesteps:,} tokens.")
-    seconds = continue_log(model, folder) if parallel.is_main() else 0.0
+    seconds = 0.0
+    if parallel.is_main():
+        seconds = continue_log(model, folder)
+        drop_traces(folder / TRACES, model.num_timesteps)
     _to_the_end(spec, folder, model, held_out, say, progress, seconds)
 
 
@@ -170,6 +175,8 @@ def _callbacks(spec: RunSpec, folder: Path) -> list[BaseCallback]:
         save_freq = math.ceil(spec.checkpoint_freq / (spec.num_envs * parallel.count()))
         name = Path(CHECKPOINT).stem
         callbacks.append(CheckpointCallback(save_freq, str(folder), name, replace=True))
+    if spec.trace_episodes and parallel.is_main():
+        callbacks.append(TraceCallback(folder / TRACES, spec.trace_episodes))
     return callbacks
 
 

@@ -55,7 +55,13 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     weights = "model/model.safetensors"
     assert (ours / weights).read_bytes() == (theirs / weights).read_bytes()
     assert log(ours) == log(theirs)
-    for name in ("samples_before.jsonl", "samples_after.jsonl", "model/config.json"):
+    assert (ours / "traces.jsonl").read_text().count("\n") == 5 * 4
+    for name in (
+        "samples_before.jsonl",
+        "samples_after.jsonl",
+        "traces.jsonl",
+        "model/config.json",
+    ):
         assert (ours / name).read_text() == (theirs / name).read_text()
     summaries = []
     for folder in (ours, theirs):
@@ -90,8 +96,9 @@ def train_until_killed(folder: Path, updates: int, half_row: bool) -> None:
         original(self)
         if self._n_updates >= updates * self.n_epochs:
             if half_row:
-                with (folder / "progress.csv").open("a") as file:
-                    file.write("1,2")
+                for name, half in (("progress.csv", "1,2"), ("traces.jsonl", '{"num_times')):
+                    with (folder / name).open("a") as file:
+                        file.write(half)
             os.kill(os.getpid(), signal.SIGKILL)
 
     PPO.train = killed  # type: ignore[method-assign]

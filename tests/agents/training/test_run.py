@@ -74,7 +74,7 @@ def test_files(run: Run) -> None:
     names -= {name for name in names if name.startswith("events.out.tfevents")}
     assert names == {
         *("config.json", "progress.csv", "summary.json", "agent.zip", "model"),
-        *("samples_before.jsonl", "samples_after.jsonl"),
+        *("samples_before.jsonl", "samples_after.jsonl", "traces.jsonl"),
     }
 
 
@@ -97,6 +97,19 @@ def test_transcripts_and_summary(run: Run) -> None:
         assert sum(rewards) / 6 == pytest.approx(summary[when]["mean_reward"])
     with pytest.raises(ValueError, match="'before' or 'after', not 'now'"):
         run.transcripts("now")  # type: ignore[arg-type]
+
+
+def test_traces(run: Run, tmp_path: Path) -> None:
+    traces = run.traces()
+    assert [trace["num_timesteps"] for trace in traces] == [128] * 4 + [256] * 4
+    assert run.traces(stop=256) == run.traces(0, 129) == traces[:4]
+    assert run.traces(start=129) == traces[4:]
+    untraced = Run.create(replace(SPEC, trace_episodes=0), tmp_path / "run")
+    untraced.train()
+    assert untraced.traces() == [] and not (untraced.folder / "traces.jsonl").exists()
+    weights = "model/model.safetensors"
+    assert (untraced.folder / weights).read_bytes() == (run.folder / weights).read_bytes()
+    assert untraced.transcripts("after") == run.transcripts("after")
 
 
 def test_agent_and_evaluation(run: Run) -> None:

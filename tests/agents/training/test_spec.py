@@ -97,7 +97,8 @@ def test_every_option_leads_somewhere() -> None:
         "seed": 9,
     }
     used = {*algorithm, *algorithm["policy_kwargs"], *spec.env_kwargs()}
-    of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples", "checkpoint_freq"}
+    of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples"}
+    of_the_run |= {"checkpoint_freq", "trace_episodes"}
     renamed = {"lora_rank", "eval_dataset", "warm_start"}
     renamed |= {"warm_start_learning_rate", "warm_start_batch_size"}
     assert {field.name for field in fields(RunSpec)} == (
@@ -175,7 +176,9 @@ def test_options_that_an_algorithm_lacks_are_refused() -> None:
 
 def test_what_may_change_on_resume() -> None:
     saved = RunSpec("TextGen-v0", reward=("bleu",))
-    replace(saved, device="cpu", checkpoint_freq=7).check_resumes(saved, "runs/one")
+    replace(saved, device="cpu", checkpoint_freq=7, trace_episodes=0).check_resumes(
+        saved, "runs/one"
+    )
     other = replace(saved, seed=5, reward=())
     expected = r"runs/one .* reward=\['bleu'\], seed=0, but was given reward=\[\], seed=5"
     with pytest.raises(ValueError, match=expected):
