@@ -445,7 +445,7 @@ QUICK += " --max-new-tokens 8 --device cpu --no-progress --checkpoint-freq 128 -
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A run folder and what torchrun did to make it."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
-    torchrun += ["--master-port", str(free_port()), "-m", "agents.cli.main"]
+    torchrun += ["--master-port", str(free_port()), "-m", "agents.cli"]
     place = tmp_path_factory.mktemp("torchrun")
     done = subprocess.run(
         [*torchrun, "train", "TextGen-v0", *QUICK.split()],
