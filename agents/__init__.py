@@ -1,4 +1,4 @@
-"""PPO for transformers on text environments, with stable-baselines3's interface."""
+"""Agents that train transformers on text environments, with stable-baselines3's interface."""
 
 from agents.algorithms.a2c import A2C
 from agents.algorithms.ppo import PPO
@@ -9,6 +9,8 @@ from agents.rollouts.vec_env import GymnasiumVecEnv
 from agents.training.checkpoints import CheckpointCallback
 from agents.training.evaluation import evaluate_split
 from agents.training.imitation import warm_start
+from agents.training.run import Run
+from agents.training.spec import RunSpec
 
 __all__ = [
     "A2C",
@@ -16,6 +18,8 @@ __all__ = [
     "CheckpointCallback",
     "GymnasiumVecEnv",
     "Reinforce",
+    "Run",
+    "RunSpec",
     "SequenceRolloutBuffer",
     "TransformerPolicy",
     "evaluate_split",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -59,3 +61,32 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, all of it or nothing."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, all of it or nothing; what JSON has no form for is written as its `str`."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON object a line, all of them or nothing."""
+    write_text(path, "".join(map(json_line, records)))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_jsonl` wrote, or `json_line` appended.
+
+    A last line without its end is left out: whoever was appending it has been killed.
+    """
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.split("\n")] if whole else []
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """Return a record as a line of a JSONL file, with its end."""
+    return json.dumps(record, ensure_ascii=False) + "\n"

@@ -30,9 +30,8 @@ import tyro
 
 import textenvs
 from agents import PPO, evaluate_split, warm_start
-from agents.files import write_text
+from agents.files import write_json, write_text
 from agents.training.evaluation import Predictor, summarize
-from agents.training.run import write_json
 from benchmarks.learnability import machine
 from benchmarks.trainers import ENV_ID, TRAINERS, Settings, Start, import_trl
 

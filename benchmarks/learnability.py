@@ -2,9 +2,8 @@
 
     python -m benchmarks.learnability --seeds 3 --jobs 2
 
-Every cell is a run of `textenvs train` with the tiny model on one CPU thread; "before" is the
-warm-started model. A run counts as learned if the held-out mean rose by more than two standard
-errors of the difference.
+Every cell is a run of the tiny model on one CPU thread; "before" is the warm-started model. A run
+counts as learned if the held-out mean rose by more than two standard errors of the difference.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import os
 import platform
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,15 +22,15 @@ from typing import Any
 
 import tyro
 
-from agents.training.spec import Train, make_plan
+from agents import Run, RunSpec
 
-# What differs from the command line's defaults. Where a warm start comes close to the best return,
-# little KL must not cost more than the last errors do. A label is one token after a long prompt.
+# What differs from the defaults. Where a warm start comes close to the best return, little KL must
+# not cost more than the last errors do. A label is one token after a long prompt.
 SETTINGS = {
-    "TextGen-v0": Train("TextGen-v0"),
-    "Dialogue-v0": Train("Dialogue-v0", warm_start=2, timesteps=65_536, kl_coef=0.01),
-    "Translation-v0": Train("Translation-v0", warm_start=2, timesteps=98_304, kl_coef=0.01),
-    "TextClassification-v0": Train(
+    "TextGen-v0": RunSpec("TextGen-v0"),
+    "Dialogue-v0": RunSpec("Dialogue-v0", warm_start=2, timesteps=65_536, kl_coef=0.01),
+    "Translation-v0": RunSpec("Translation-v0", warm_start=2, timesteps=98_304, kl_coef=0.01),
+    "TextClassification-v0": RunSpec(
         "TextClassification-v0",
         warm_start=4,
         timesteps=24_576,
@@ -57,20 +56,14 @@ class Options:
     """Where the table goes, as .md and .json."""
 
 
-def run(settings: Train) -> dict[str, Any]:
+def run(spec: RunSpec) -> dict[str, Any]:
     """Train once in this process; return the run's summary."""
     import torch
-
-    from agents.training import run as runs
 
     torch.set_num_threads(1)
     started = time.perf_counter()
     with TemporaryDirectory() as folder:
-        options = replace(settings, device="cpu", progress=False)
-        summary = runs.train(
-            make_plan(options), Path(folder) / "run", asdict(options), lambda line: None, False
-        )
-    del summary["samples"]
+        summary = Run.create(replace(spec, device="cpu"), Path(folder) / "run").train()
     return {**summary, "minutes": (time.perf_counter() - started) / 60}
 
 
@@ -124,7 +117,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     head = f"# Learnability\n\n`python -m benchmarks.learnability` on {machine()}.\n\n"
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run, settings) for settings in todo]):
+        for done in as_completed([pool.submit(run, spec) for spec in todo]):
             summaries = sorted([*summaries, done.result()], key=lambda s: (s["env_id"], s["seed"]))
             options.out.with_suffix(".md").write_text(head + table(summaries))
             options.out.with_suffix(".json").write_text(json.dumps(summaries, indent=2) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import stable_baselines3
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents import parallel
@@ -60,7 +61,22 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
         """Return the policy gradient and the entropy."""
         return [PolicyGradientLoss(), EntropyLoss(self.ent_coef)]
 
-    def learn(self, *args: Any, tb_log_name: str = "Reinforce", **kwargs: Any) -> Any:
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "Reinforce",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Any:
         """Learn, as in SB3; Ctrl-C ends all ranks at the same place."""
         with parallel.interrupted_together():
-            return super().learn(*args, tb_log_name=tb_log_name, **kwargs)
+            return super().learn(
+                total_timesteps,
+                callback,
+                log_interval,
+                tb_log_name,
+                reset_num_timesteps,
+                progress_bar,
+            )

@@ -1,1 +1,1 @@
-"""Pictures of runs."""
+"""What runs look like: pictures and tables."""

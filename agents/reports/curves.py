@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from agents.files import atomic_path
+from agents.training.run import Run
+
+CURVE = "learning_curve.png"
 
 # What a learning curve shows: column of the log, label.
 PANELS = (
@@ -16,19 +18,14 @@ PANELS = (
 )
 
 
-def plot_learning_curve(
-    progress: Path,
-    picture: Path,
-    title: str,
-    held_out: dict[str, tuple[int, float, float]] | None = None,
-) -> None:
-    """Draw a run's log.
+def plot_learning_curve(run: Run) -> Path | None:
+    """Draw a run's log, and how good it was on held-out examples, into its folder.
 
     Args:
-        progress: SB3's progress.csv.
-        picture: The PNG to write.
-        title: Goes above.
-        held_out: Points for the reward's panel: label to (timesteps, mean, standard error).
+        run: One that is over.
+
+    Returns:
+        The PNG; None if the log holds nothing to draw.
     """
     import matplotlib
 
@@ -36,17 +33,20 @@ def plot_learning_curve(
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    with progress.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    panels = [(column, label) for column, label in PANELS if any(row.get(column) for row in rows)]
+    rows, summary = run.metrics(), run.summary()
+    panels = [
+        (column, label)
+        for column, label in PANELS
+        if any(row.get(column) is not None for row in rows)
+    ]
     if not panels:
-        return
+        return None
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), squeeze=False)
     for axis, (column, label) in zip(axes[0], panels, strict=True):
         points = [
-            (int(row["time/total_timesteps"]), float(row[column]))
+            (row["time/total_timesteps"], row[column])
             for row in rows
-            if row.get(column)
+            if row.get(column) is not None
         ]
         sign = -1 if column == "train/entropy_loss" else 1
         axis.plot(
@@ -57,11 +57,15 @@ def plot_learning_curve(
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.3)
-    for name, (step, mean, error) in (held_out or {}).items():
+    for when, step in (("before", 0), ("after", summary["timesteps"])):
+        mean, error = summary[when]["mean_reward"], summary[when]["standard_error"]
+        name = f"held out, {when}"
         axes[0][0].errorbar([step], [mean], yerr=[2 * error], fmt="o", capsize=4, label=name)
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(title)
+    figure.suptitle(summary["env_id"])
     figure.tight_layout()
+    picture = run.folder / CURVE
     with atomic_path(picture) as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)
+    return picture

@@ -107,6 +107,21 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def reward_text(summary: Mapping[str, Any], success: bool = True) -> str:
+    """Return an evaluation's mean reward with its standard error, as text.
+
+    Args:
+        summary: See `summarize`.
+        success: Whether to tell the success rate, too. The task's success says little about a
+            reward that is not the task's.
+    """
+    rate = summary["success_rate"] if success else None
+    return (
+        f"{summary['mean_reward']:.3f} ± {summary['standard_error']:.3f} "
+        f"(n={summary['examples']})" + ("" if rate is None else f", success {rate:.0%}")
+    )
+
+
 def _standard_error(values: npt.NDArray[np.float64]) -> float:
     n = len(values)
     return float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan

@@ -13,8 +13,8 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.files import write_text
+from agents.training.folder import PROGRESS
 
-PROGRESS = "progress.csv"
 STEP, ITERATION, SECONDS = "time/total_timesteps", "time/iterations", "time/time_elapsed"
 
 
@@ -69,6 +69,31 @@ def continue_log(model: BaseAlgorithm, folder: Path) -> float:
     ]
     model.set_logger(Logger(str(folder), outputs))
     return _seconds(rows)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's log, numbers as numbers.
+
+    Args:
+        path: SB3's progress.csv. A row that a kill cut off is left out; without a file there are
+            no rows.
+
+    Returns:
+        The columns of each row by name; None where one has nothing to say, text where it is text.
+    """
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    rows = csv.DictReader(io.StringIO(whole, newline=""))
+    return [{name: _number(cell) for name, cell in row.items()} for row in rows]
+
+
+def _number(cell: str) -> int | float | str | None:
+    """Return what a cell of a CSV file holds."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(cell)
+    return cell or None
 
 
 def _rows(path: Path, last: int) -> list[dict[str, Any]]:

@@ -1,319 +1,226 @@
-"""A training run from start to end, and the folder that it leaves behind."""
+"""A run: made from a specification, trained, opened again, read."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
-from stable_baselines3.common.logger import configure
 
 from agents import parallel
-from agents.algorithms.ppo import PPO
-from agents.files import atomic_path, remove_leftovers, write_text
-from agents.reports.curves import plot_learning_curve
-from agents.rollouts.vec_env import engine_of
-from agents.training.checkpoints import CheckpointCallback
-from agents.training.evaluation import evaluate_split, summarize
-from agents.training.imitation import warm_start
-from agents.training.logs import PROGRESS, continue_log
-from textenvs.registration import load_task, register_task, task_ids
+from agents.files import read_json, read_jsonl
+from agents.training import stages
+from agents.training.evaluation import Evaluation, evaluate_split
+from agents.training.folder import (
+    AFTER,
+    AGENT,
+    BEFORE,
+    CHECKPOINT,
+    PROGRESS,
+    SUMMARY,
+    TRACES,
+    check_free,
+    is_finished,
+    read_config,
+)
+from agents.training.logs import read_metrics
+from agents.training.parsing import resolve_env_id
+from agents.training.spec import RunSpec
+from agents.training.stages import Say
 
-Say = Callable[[str], None]
 
-CONFIG, SUMMARY, AGENT, MODEL = "config.json", "summary.json", "agent.zip", "model"
-CHECKPOINT = "checkpoint.zip"
-BEFORE, AFTER = "samples_before.jsonl", "samples_after.jsonl"
-CURVE = "learning_curve.png"
+class Run:
+    """A training run and the folder that it is in; make one with `create` or `open`.
 
+        run = Run.create(RunSpec("TextGen-v0", timesteps=50_000))
+        run.train()
+        run.summary()["after"]["mean_reward"]
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run does.
+    Everything but `train` only reads the folder, also while another process trains.
 
     Args:
-        env_id: A registered id.
-        timesteps: How many tokens to train on.
-        num_envs: How many episodes run side by side.
-        env_kwargs: For `gym.make` and `gym.make_vec`, without `split`.
-        eval_kwargs: What differs from them in the held-out environment.
-        train_split: What to train on.
-        eval_split: What is held out.
-        eval_examples: How many held-out examples to play, at most.
-        ppo_kwargs: For `agents.PPO`.
-        warm_start_kwargs: For `agents.warm_start`.
-        seed: Of everything.
-        checkpoint_freq: After how many tokens to write a checkpoint, about. 0: never.
+        spec: What the run does.
+        folder: Where.
+        is_new: Whether nothing of it has been written yet.
+
+    Attributes:
+        spec: See above.
+        folder: See above.
     """
 
-    env_id: str
-    timesteps: int
-    num_envs: int
-    env_kwargs: dict[str, Any]
-    eval_kwargs: dict[str, Any]
-    train_split: str
-    eval_split: str
-    eval_examples: int
-    ppo_kwargs: dict[str, Any]
-    warm_start_kwargs: dict[str, Any]
-    seed: int
-    checkpoint_freq: int
+    def __init__(self, spec: RunSpec, folder: Path, is_new: bool) -> None:
+        self.spec = spec
+        self.folder = folder
+        self._is_new = is_new
+
+    @classmethod
+    def create(cls, spec: RunSpec, folder: str | Path | None = None) -> Run:
+        """Return a run that is about to start; `train` starts it and makes the folder.
+
+        With several ranks, each has to call this; the main one's folder is that of all.
+
+        Args:
+            spec: What to do.
+            folder: A new or an empty folder. None: runs/ENV/DATE-TIME.
+
+        Raises:
+            ValueError: If there is no such environment, or the folder is taken.
+        """
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        own = Path("runs") / spec.env_id / stamp if folder is None else Path(folder)
+        chosen = parallel.all_gather([own])[0]
+        parallel.run_on_all(lambda: check_free(chosen))
+        return cls(spec, chosen, is_new=True)
+
+    @classmethod
+    def open(cls, folder: str | Path, spec: RunSpec | None = None) -> Run:
+        """Return a run that was started before, to read it or to go on with it.
+
+        Args:
+            folder: The run's.
+            spec: Its own specification (`Run.open(folder).spec`), in which what is in
+                `RunSpec.MAY_CHANGE` may be another. None: its own.
+
+        Raises:
+            ValueError: If the folder is no run's, or the specification is that of another run.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        if spec is None:
+            return cls(RunSpec.from_config(config), folder, is_new=False)
+        spec.check_resumes(type(spec).from_config(config), folder)
+        return cls(spec, folder, is_new=False)
 
     @property
-    def own_reward(self) -> bool:
-        """Whether the reward is the task's own."""
-        return self.env_kwargs.get("reward") is None
+    def is_finished(self) -> bool:
+        """Whether the run has come to its regular end, and not to an interrupt or a kill."""
+        return is_finished(self.folder)
 
+    def train(self, say: Say = lambda line: None, progress: bool = False) -> dict[str, Any]:
+        """Train: from the start, or from the last checkpoint with the result of an unbroken run.
 
-def resolve_env_id(env: str) -> str:
-    """Return a registered id for an id or for "package.module:Task", which is registered.
+        An interrupt (Ctrl-C) ends the training early and is otherwise harmless: everything is
+        written as at the regular end, the summary says `interrupted`, and `train` goes on from
+        there. A finished run stays as it is.
 
-    Raises:
-        ValueError: If there is no such environment.
-    """
-    if env in task_ids():
-        return env
-    load_task(env)  # raises if there is none; importing a module may register its task, too
-    env_id = f"{env.rpartition(':')[2].rpartition('.')[2]}-v0"
-    if env_id not in task_ids():
-        register_task(env_id, env)
-    return env_id
+        Args:
+            say: Called with lines for the user.
+            progress: Whether to show progress bars.
 
+        Returns:
+            The summary; with several ranks, on others than the main one an empty one.
+        """
+        if self._is_new:
+            parallel.run_on_all(lambda: check_free(self.folder))
+            self._is_new = False
+            stages.start(self.spec, self.folder, say, progress)
+        elif not self.is_finished:
+            stages.resume(self.spec, self.folder, say, progress)
+        return self.summary() if parallel.is_main() else {}
 
-def train(
-    plan: Plan, folder: Path, config: dict[str, Any], say: Say, progress: bool
-) -> dict[str, Any]:
-    """Run a plan and return its summary, with the records of both evaluations as `samples`.
+    def evaluate(
+        self,
+        env: str | None = None,
+        split: str | None = None,
+        max_examples: int | None = None,
+        deterministic: bool = False,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> Evaluation:
+        """Play held-out examples, each once, with the agent that `load_agent` returns.
 
-    An interrupt (Ctrl-C) ends the training early and is otherwise harmless: everything is
-    written as at the regular end, and the summary says `interrupted`.
+        Args:
+            env: Another environment of the same vocabulary and budgets, as an id or
+                package.module:Task. None: the run's own.
+            split: None: what the run held out.
+            max_examples: Play only so many, evenly spread over the split. None: all.
+            deterministic: Whether to take the most likely token each time.
+            seed: For the sampling.
+            device: Where to compute.
+        """
+        kwargs = self.spec.env_kwargs(held_out=True)
+        resolved = read_config(self.folder)["resolved"]
+        kwargs.update({name: resolved[name] for name in ("max_prompt_tokens", "max_new_tokens")})
+        if split is not None:
+            kwargs["split"] = split
+        env_id = self.spec.env_id if env is None else resolve_env_id(env)
+        held_out = gym.make(env_id, **kwargs)
+        model = self.load_agent(device=device)
+        return evaluate_split(model, held_out, max_examples, deterministic, seed=seed)
 
-    With several ranks the main one evaluates, writes and returns the summary.
+    def agent_path(self) -> Path:
+        """Return the file with the trained agent, or else the last checkpoint.
 
-    Args:
-        plan: What to do.
-        folder: The run's folder; it must be new or empty.
-        config: The user's own settings, kept for the record.
-        say: Called with lines for the user.
-        progress: Whether to show progress bars.
-
-    Returns:
-        On other ranks than the main one, an empty one.
-    """
-    parallel.run_on_all(lambda: _is_free(folder))
-    return _from_the_start(plan, folder, config, say, progress)
-
-
-def resume(
-    plan: Plan, folder: Path, config: dict[str, Any], say: Say, progress: bool
-) -> dict[str, Any]:
-    """Go on with a killed or interrupted run from its last checkpoint, and return its summary.
-
-    The result is that of the uninterrupted run. Without a checkpoint the run starts again, warm
-    start included.
-
-    Args:
-        plan: The run's.
-        folder: The run's.
-        config: The run's.
-        say: Called with lines for the user.
-        progress: Whether to show progress bars.
-
-    Returns:
-        On other ranks than the main one, an empty one.
-    """
-    if parallel.is_main():
-        remove_leftovers(folder)
-    if not (folder / CHECKPOINT).is_file():
-        say("There is no checkpoint yet: the run starts again from its beginning.")
-        if parallel.is_main():
-            for log in folder.glob("events.out.tfevents.*"):
-                log.unlink()
-        return _from_the_start(plan, folder, config, say, progress)
-    envs, held_out = make_environments(plan)
-    model = PPO.load(folder / CHECKPOINT, env=envs, device=plan.ppo_kwargs["device"])
-    say(f"Going on from the checkpoint at {model.num_timesteps:,} tokens.")
-    seconds = continue_log(model, folder) if parallel.is_main() else 0.0
-    return _to_the_end(plan, folder, model, held_out, say, progress, seconds)
-
-
-def is_finished(folder: Path) -> bool:
-    """Return whether a run has come to its regular end."""
-    summary = folder / SUMMARY
-    return summary.is_file() and not read_json(summary)["interrupted"]
-
-
-def _is_free(folder: Path) -> bool:
-    """Return True.
-
-    Raises:
-        ValueError: If the folder holds something.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        Raises:
+            ValueError: If there is neither yet.
+        """
+        for name in (AGENT, CHECKPOINT):
+            if (self.folder / name).is_file():
+                return self.folder / name
         raise ValueError(
-            f"The run folder {folder} is a file or not empty: choose another, or go on with a run "
-            "by --resume."
-        )
-    return True
-
-
-def _from_the_start(
-    plan: Plan, folder: Path, config: dict[str, Any], say: Say, progress: bool
-) -> dict[str, Any]:
-    envs, held_out = make_environments(plan)
-    model = PPO("TransformerPolicy", envs, seed=plan.seed, **plan.ppo_kwargs)
-    if parallel.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG, {**config, "resolved": _resolved(envs)})
-    if plan.warm_start_kwargs["passes"]:
-        say("Warm start: imitating the task's demonstrations ...")
-    warm_start(model, progress=progress, seed=plan.seed, **plan.warm_start_kwargs)
-    if parallel.is_main():  # The others wait for it in `learn`.
-        say(f"Playing up to {plan.eval_examples} held-out examples ...")
-        before = evaluate_split(model, held_out, plan.eval_examples)
-        write_jsonl(folder / BEFORE, before.records())
-        say(f"Mean held-out reward before: {show(before.summary(), plan.own_reward)}")
-        model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
-    return _to_the_end(plan, folder, model, held_out, say, progress)
-
-
-def _to_the_end(
-    plan: Plan,
-    folder: Path,
-    model: PPO,
-    held_out: gym.Env[Any, Any],
-    say: Say,
-    progress: bool,
-    earlier_seconds: float = 0.0,
-) -> dict[str, Any]:
-    """Train up to the plan's total, evaluate, and write what a run leaves behind."""
-    say(f"Training on {plan.timesteps:,} tokens ...")
-    checkpoints = None
-    if plan.checkpoint_freq:
-        save_freq = math.ceil(plan.checkpoint_freq / (plan.num_envs * parallel.count()))
-        name = Path(CHECKPOINT).stem
-        checkpoints = CheckpointCallback(save_freq, str(folder), name, replace=True)
-    interrupted, started = False, time.perf_counter()
-    try:
-        model.learn(
-            max(0, plan.timesteps - model.num_timesteps),
-            callback=checkpoints,
-            reset_num_timesteps=False,
-            progress_bar=progress,
-        )
-    except KeyboardInterrupt:
-        interrupted = True
-        say("Interrupted: writing what has been learned so far ...")
-    if not parallel.is_main():
-        return {}
-    seconds = earlier_seconds + time.perf_counter() - started
-    with atomic_path(folder / AGENT) as temporary:
-        model.save(temporary)
-    model.policy.save_pretrained(folder / MODEL)  # type: ignore[operator]
-    evaluation = evaluate_split(model, held_out, plan.eval_examples)
-    write_jsonl(folder / AFTER, evaluation.records())
-    samples = read_jsonl(folder / BEFORE), evaluation.records()
-    before, after = map(summarize, samples)
-    say(f"Mean held-out reward after: {show(after, plan.own_reward)}")
-    model.logger.close()
-    plot_learning_curve(
-        folder / PROGRESS,
-        folder / CURVE,
-        plan.env_id,
-        {
-            "held out, before": (0, before["mean_reward"], before["standard_error"]),
-            "held out, after": (
-                model.num_timesteps,
-                after["mean_reward"],
-                after["standard_error"],
-            ),
-        },
-    )
-    summary = {
-        "env_id": plan.env_id,
-        "seed": plan.seed,
-        "timesteps": model.num_timesteps,
-        "interrupted": interrupted,
-        "processes": parallel.count(),
-        "device": str(model.device),
-        "before": before,
-        "after": after,
-        "training_seconds": round(seconds, 1),
-        "tokens_per_second": round(model.num_timesteps / seconds, 1),
-    }
-    write_json(folder / SUMMARY, summary)
-    if not interrupted:
-        (folder / CHECKPOINT).unlink(missing_ok=True)  # the agent is the same
-    return {**summary, "samples": samples}
-
-
-def make_environments(plan: Plan) -> tuple[Any, gym.Env[Any, Any]]:
-    """Return the vector environment to train on and the held-out one, of the same budgets.
-
-    Where no prompt budget is given, it is made for the longest prompt of both.
-    """
-
-    def make_both(budgets: dict[str, int]) -> tuple[Any, Any]:
-        kwargs = {**plan.env_kwargs, **budgets}
-        held_out_kwargs = {**kwargs, **plan.eval_kwargs}
-        return (
-            gym.make_vec(plan.env_id, plan.num_envs, split=plan.train_split, **kwargs),
-            gym.make(plan.env_id, split=plan.eval_split, **held_out_kwargs),
+            f"The run in {self.folder} has no agent and no checkpoint yet: "
+            f"go on with it by textenvs train --resume {self.folder} (in Python: Run.train)."
         )
 
-    envs, held_out = make_both({})
-    longest = [engine_of(env).max_prompt_tokens for env in (envs, held_out)]
-    if longest[0] != longest[1]:
-        envs, held_out = make_both({"max_prompt_tokens": max(longest)})
-    return envs, held_out
+    def load_agent(self, env: Any = None, device: str = "auto") -> Any:
+        """Return the agent, of the class that `spec.algo` names.
 
+        Args:
+            env: The environments to train on. None: the agent can only predict.
+            device: Where to compute.
 
-def show(summary: dict[str, Any], success: bool = True) -> str:
-    """Return an evaluation's mean with its standard error, as text.
+        Raises:
+            ValueError: If there is none yet.
+        """
+        return self.spec.algorithm.load(self.agent_path(), env=env, device=device)
 
-    Args:
-        summary: The evaluation's.
-        success: Whether to tell the success rate, too. The task's success says little about a
-            reward that is not the task's.
-    """
-    rate = summary["success_rate"] if success else None
-    return (
-        f"{summary['mean_reward']:.3f} ± {summary['standard_error']:.3f} "
-        f"(n={summary['examples']})" + ("" if rate is None else f", success {rate:.0%}")
-    )
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return progress.csv: a dict for each iteration so far, with numbers by name."""
+        return read_metrics(self.folder / PROGRESS)
 
+    def transcripts(self, when: Literal["before", "after"]) -> list[dict[str, Any]]:
+        """Return what the agent said to the held-out examples before or after the training.
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, all of it or nothing."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+        Returns:
+            A dict for each example; see `Evaluation.records`.
 
+        Raises:
+            ValueError: If they are not there yet.
+        """
+        names = {"before": BEFORE, "after": AFTER}
+        if when not in names:
+            raise ValueError(f"transcripts are from 'before' or 'after', not {when!r}.")
+        return read_jsonl(self._existing(names[when]))
 
-def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write an evaluation's transcripts, a line each."""
-    lines = (json.dumps(record, ensure_ascii=False) for record in records)
-    write_text(path, "".join(line + "\n" for line in lines))
+    def traces(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
+        """Return the recorded episodes, token by token; see `agents.rollouts.traces.trace`.
 
+        Args:
+            start: Leave out rollouts that ended before so many time steps.
+            stop: Leave out those that ended at so many or later. None: none of them.
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read what `write_jsonl` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        Returns:
+            A dict for each; none where nothing is recorded (yet).
+        """
+        path = self.folder / TRACES
+        return [
+            record
+            for record in (read_jsonl(path) if path.is_file() else [])
+            if start <= record["num_timesteps"] and (stop is None or record["num_timesteps"] < stop)
+        ]
 
+    def summary(self) -> dict[str, Any]:
+        """Return what came out: both evaluations, time steps, seconds, ...
 
-def read_json(path: Path) -> Any:
-    """Read JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
+        Raises:
+            ValueError: If the run is not over yet.
+        """
+        summary: dict[str, Any] = read_json(self._existing(SUMMARY))
+        return summary
 
-
-def _resolved(envs: Any) -> dict[str, Any]:
-    """Return what the environment settled by itself and an evaluation must repeat."""
-    engine = engine_of(envs)
-    return {
-        "max_prompt_tokens": engine.max_prompt_tokens,
-        "max_new_tokens": engine.max_new_tokens,
-        "vocabulary": int(engine.action_space.n),
-    }
+    def _existing(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise ValueError(f"The run in {self.folder} has no {name} yet: go on by Run.train.")
+        return path

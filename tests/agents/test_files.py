@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from agents.files import atomic_path, remove_leftovers, write_text
+from agents.files import (
+    atomic_path,
+    json_line,
+    read_json,
+    read_jsonl,
+    remove_leftovers,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 
 def test_file_is_replaced_at_the_end(tmp_path: Path) -> None:
@@ -79,3 +88,29 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
         (tmp_path / name / "weights").write_text("half")
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_json_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    write_json(path, {"seed": 3, "folder": Path("runs"), "fields": ("a", "b"), "name": "Käse"})
+    expected = {"seed": 3, "folder": "runs", "fields": ["a", "b"], "name": "Käse"}
+    assert read_json(path) == expected
+
+
+def test_jsonl_is_read_back_whatever_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    # Line separators of Unicode end no line of a JSONL file.
+    records = [{"text": "one\ntwo"}, {"text": "a\u2028b\x85c"}, {"text": ""}]
+    write_jsonl(path, records)
+    assert path.read_text(encoding="utf-8").count("\n") == 3
+    assert read_jsonl(path) == records
+    write_jsonl(path, [])
+    assert read_jsonl(path) == []
+
+
+def test_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "traces.jsonl"
+    path.write_text(json_line({"a": 1}) + json_line({"a": 2})[:-3])
+    assert read_jsonl(path) == [{"a": 1}]
+    path.write_text('{"a"')
+    assert read_jsonl(path) == []

@@ -579,7 +579,9 @@ def test_kl_is_taken_off_the_rewards(env_id: str, estimator: Any) -> None:
     ends = np.vstack([taken["episode_starts"][1:], dones])
     for step in reversed(range(N_STEPS)):
         alive = 1.0 - ends[step]
-        delta = raw[N_STEPS + step] - 0.3 * kl[step] + 0.9 * alive * following - taken["values"][step]
+        delta = (
+            raw[N_STEPS + step] - 0.3 * kl[step] + 0.9 * alive * following - taken["values"][step]
+        )
         running = delta + 0.9 * 0.95 * alive * running
         following = taken["values"][step]
         assert np.abs(taken["advantages"][step] - running).max() < 1e-5

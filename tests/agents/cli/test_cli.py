@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import textenvs
 from agents import PPO
 from agents.cli.main import main
-from agents.training.spec import parse_fields, parse_rewards
+from agents.training.parsing import parse_fields, parse_rewards
 from tests.agents.helpers import VOCAB, gpt2, policy_for, vec_env
 
 SMALL = ["--num-envs", "8", "--n-steps", "16", "--timesteps", "256", "--batch-size", "64"]
@@ -28,7 +28,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    main(["train", "TextGen-v0", *QUICK, "--seed", "3", "--run-dir", str(folder)])
+    options = ["--seed", "3", "--trace-episodes", "2", "--run-dir", str(folder)]
+    main(["train", "TextGen-v0", *QUICK, *options])
     return folder
 
 
@@ -66,6 +67,14 @@ def test_log(run: Path) -> None:
         log = list(csv.DictReader(file))
     assert [int(row["time/total_timesteps"]) for row in log] == [128, 256]
     assert {"train/loss", "kl/per_episode", "rollout/ep_rew_mean"} <= set(log[0])
+
+
+def test_traces(run: Path) -> None:
+    traces = rows(run / "traces.jsonl")
+    assert [trace["num_timesteps"] for trace in traces] == [128] * 2 + [256] * 2
+    for trace in traces:
+        for turn in trace["turns"]:
+            assert len(turn["tokens"]) == len(turn["pieces"]) == len(turn["advantages"]) > 0
 
 
 def test_config(run: Path) -> None:
@@ -203,6 +212,8 @@ def test_interrupt_in_the_first_rollout(tmp_path: Path, monkeypatch: pytest.Monk
         (["train", "TextGen-v1"], "Did you mean 'TextGen-v0'"),
         (["train", "no.module:Task"], "Could not import 'no.module:Task'"),
         (["train", "TextGen-v0", "--eval-examples", "0"], "--eval-examples must be at least 1"),
+        (["train", "TextGen-v0", "--trace-episodes", "-1"], "--trace-episodes must be at least 0"),
+        (["train", "TextGen-v0", "--algo", "pp0"], "--algo must be one of ppo"),
         (["train", "TextGen-v0", "--batch-size", "1"], "--batch-size must be at least 2"),
         (["train", "TextGen-v0", "--device", "nope"], "--device must be auto, cpu, cuda, ..."),
         (["train", "CartPole-v1"], "Unknown task 'CartPole-v1'"),

@@ -9,16 +9,30 @@ import signal
 import sys
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 import torch as th
 
-from agents import PPO
+from agents import PPO, Run, RunSpec
 from agents.cli.main import main
 
 SMALL = ["--num-envs", "8", "--n-steps", "16", "--timesteps", "640", "--batch-size", "64"]
 QUICK = [*SMALL, "--warm-start", "0", "--eval-examples", "6", "--no-progress", "--device", "cpu"]
+# The same in Python.
+SPEC = RunSpec(
+    "TextGen-v0",
+    num_envs=8,
+    n_steps=16,
+    timesteps=640,
+    batch_size=64,
+    warm_start=0,
+    eval_examples=6,
+    device="cpu",
+    checkpoint_freq=256,
+    kl_target=3,
+)
 OFTEN = [*QUICK, "--checkpoint-freq", "256", "--kl-target", "3"]
 
 
@@ -41,7 +55,13 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     weights = "model/model.safetensors"
     assert (ours / weights).read_bytes() == (theirs / weights).read_bytes()
     assert log(ours) == log(theirs)
-    for name in ("samples_before.jsonl", "samples_after.jsonl", "model/config.json"):
+    assert (ours / "traces.jsonl").read_text().count("\n") == 5 * 4
+    for name in (
+        "samples_before.jsonl",
+        "samples_after.jsonl",
+        "traces.jsonl",
+        "model/config.json",
+    ):
         assert (ours / name).read_text() == (theirs / name).read_text()
     summaries = []
     for folder in (ours, theirs):
@@ -76,8 +96,9 @@ def train_until_killed(folder: Path, updates: int, half_row: bool) -> None:
         original(self)
         if self._n_updates >= updates * self.n_epochs:
             if half_row:
-                with (folder / "progress.csv").open("a") as file:
-                    file.write("1,2")
+                for name, half in (("progress.csv", "1,2"), ("traces.jsonl", '{"num_times')):
+                    with (folder / name).open("a") as file:
+                        file.write(half)
             os.kill(os.getpid(), signal.SIGKILL)
 
     PPO.train = killed  # type: ignore[method-assign]
@@ -139,21 +160,30 @@ def test_interrupted_twice(whole: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert_same_run(folder, whole)
 
 
-def test_killed_after_training(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_after_training(whole: Path, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stop(*_: Any) -> None:
-        raise Stop
+    def say(line: str) -> None:
+        if line.startswith("Mean held-out reward after"):
+            raise Stop
 
     folder = tmp_path / "run"
-    monkeypatch.setattr("agents.training.run.plot_learning_curve", stop)
     with pytest.raises(Stop):
-        train(folder)
-    monkeypatch.undo()
+        Run.create(SPEC, folder).train(say)
+    assert not (folder / "summary.json").exists()
+    main(["train", "--resume", str(folder), "--no-progress"])
+    assert_same_run(folder, whole)
+
+
+def test_killed_before_the_learning_curve(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    copytree(whole, folder)
+    (folder / "learning_curve.png").unlink()
     main(["train", "--resume", str(folder)])
+    assert "finished: nothing to do" in capsys.readouterr().out
     assert_same_run(folder, whole)
 
 

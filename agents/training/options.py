@@ -1,0 +1,120 @@
+"""The options of a run, with their defaults: what each of them means is said here and only here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+MINIMUMS = {
+    "timesteps": 1,
+    "num_envs": 1,
+    "n_steps": 1,
+    "batch_size": 2,  # The advantages of one token alone cannot be whitened.
+    "n_epochs": 1,
+    "micro_batch_size": 1,
+    "eval_examples": 1,
+    "warm_start": 0,
+    "warm_start_batch_size": 1,
+    "lora_rank": 0,
+    "checkpoint_freq": 0,
+    "trace_episodes": 0,
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run may be told, in Python and on the command line; see `RunSpec`."""
+
+    env: Annotated[Positional[str], tyro.conf.arg(metavar="[ENV]")] = ""
+    """A registered id such as TextGen-v0 (see `textenvs list`), or package.module:Task."""
+    timesteps: int = 131_072
+    """Tokens to train on."""
+    algo: str = "ppo"
+    """The algorithm: ppo, a2c or reinforce; the two have defaults of their own for some options."""
+    model: str = "tiny"
+    """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
+    tokenizer: str | None = None
+    """A tokenizer's folder or hub id. Default: the model's own; for tiny the embedded one."""
+    dataset: str | None = None
+    """A .jsonl, .jsonl.gz, .csv or .parquet file or a hub id. Default: the task's own data."""
+    eval_dataset: str | None = None
+    """What is held out. Default: the last tenth of the dataset."""
+    fields: tuple[str, ...] = ()
+    """Which columns of the dataset to read, as prompt=COLUMN references=COLUMN."""
+    reward: tuple[str, ...] = ()
+    """Rewards by name, or package.module:function; weights as 0.5*NAME. Default: the task's."""
+    max_prompt_tokens: int | None = None
+    """Default: the longest prompt's length."""
+    max_new_tokens: int | None = None
+    """Default: the task's."""
+    truncate_prompt: Literal["left", "right"] | None = None
+    """Which side of a prompt over the budget to cut off. Default: that is an error."""
+    warm_start: int = 8
+    """How often to imitate the demonstrations before PPO. 0: not at all."""
+    warm_start_learning_rate: float | None = None
+    """Default: 1e-3 for a model from nothing, 5e-5 for a pretrained one."""
+    warm_start_batch_size: int = 16
+    """Demonstrated episodes to a step."""
+    num_envs: int = 64
+    """Episodes side by side."""
+    n_steps: int = 128
+    """Tokens from each episode slot between updates."""
+    batch_size: int = 1024
+    """Tokens to a minibatch."""
+    n_epochs: int = 4
+    """Passes over each rollout."""
+    learning_rate: float = 3e-4
+    """At the start; it falls to 0 linearly."""
+    kl_coef: float = 0.05
+    """What a nat of KL to the warm-started model costs."""
+    kl_target: float | None = None
+    """Adapt kl_coef to reach this KL, in nats per episode."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """How the KL of a token is estimated."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL counts."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    clip_range: float = 0.2
+    """Of the ratio."""
+    target_kl: float | None = None
+    """End an update's epochs when the KL to the policy before it exceeds 1.5 times this."""
+    gae_lambda: float = 0.95
+    """Lambda of the advantage estimation."""
+    temperature: float = 1.0
+    """Of the sampling, in training and in evaluation."""
+    top_k: int = 0
+    """Sample from so many of the most likely tokens. 0: all."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that have this probability together."""
+    whiten_rewards: bool = False
+    """Divide each rollout's rewards by their standard deviation."""
+    whole_episodes: bool = False
+    """Learn nothing from what the end of a rollout leaves of an episode."""
+    value_model: str | None = None
+    """A model of the critic's own: copy, tiny, or a folder or hub id. Default: the actor's."""
+    lora_rank: int = 0
+    """Train a LoRA adapter of this rank, and not the model. 0: the model."""
+    autocast: Literal["bfloat16"] | None = None
+    """Compute the model's layers in bfloat16."""
+    compile: bool = False
+    """Make programs of what a rollout does at each step; that takes a minute first."""
+    gradient_checkpointing: bool = False
+    """Hold less in updates, and compute the layers twice."""
+    micro_batch_size: int | None = None
+    """Compute a minibatch in parts of at most so many tokens, to hold less."""
+    seed: int = 0
+    """Of everything."""
+    device: str = "auto"
+    """cpu, cuda, ..."""
+    eval_examples: int = 256
+    """How many held-out examples to play before and after, at most."""
+    checkpoint_freq: int = 16_384
+    """Tokens between two checkpoints, which --resume goes on from. 0: none."""
+    trace_episodes: int = 4
+    """Episodes of each rollout to record token by token, in traces.jsonl. 0: none."""
