@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from textenvs import Example, Task, Transcript, Turn
-from textenvs.text.codec import embedded_tokenizer
+from textenvs.text.loading import embedded_tokenizer
 
 EXAMPLES = (
     Example("The food", ("was good", "was fine")),

@@ -24,16 +24,7 @@ from textenvs.registration import load_task
 from textenvs.rewards import resolve_rewards, score_transcripts
 from textenvs.spaces import TokenSpace
 from textenvs.task import Example, Task, Transcript, Turn
-from textenvs.text.codec import (
-    TokenIds,
-    decode_response,
-    encode_continuation,
-    encode_prompts,
-    encode_response,
-    load_tokenizer,
-    pad_token_id,
-    vocabulary_size,
-)
+from textenvs.text.codec import TextCodec, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +56,7 @@ class TextEngine:
         task: str | Task | type[Task],
         num_envs: int = 1,
         *,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None = None,
         dataset: Any = None,
         fields: Mapping[str, str] | None = None,
         split: str = "train",
@@ -76,7 +67,7 @@ class TextEngine:
     ) -> None:
         self.task = load_task(task)
         self.split = split
-        self.tokenizer = load_tokenizer(tokenizer)
+        self.codec = tokenizer if isinstance(tokenizer, TextCodec) else TextCodec(tokenizer)
         self.examples = load_examples(self.task, dataset, fields, split)
         self.terms = resolve_rewards(reward, self.task)
         choices = self._choice_tokens()
@@ -90,9 +81,9 @@ class TextEngine:
             truncate_prompt,
             self._every_split(dataset, fields, split),
         )
-        self.eos_token_id = int(self.tokenizer.eos_token_id)
-        self.pad_token_id = pad_token_id(self.tokenizer)
-        size = vocabulary_size(self.tokenizer)
+        self.eos_token_id = self.codec.eos_token_id
+        self.pad_token_id = self.codec.pad_token_id
+        size = self.codec.vocabulary_size
         self.action_space = TokenSpace(
             size, self.eos_token_id, self.pad_token_id, self._allowed_tokens(choices)
         )
@@ -122,6 +113,11 @@ class TextEngine:
         self.turns: list[tuple[Turn, ...]] = [()] * num_envs
         self._example = [-1] * num_envs
         self.late_scorer: LateScorer | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return self.codec.tokenizer
 
     @property
     def _response(self) -> TokenIds:
@@ -179,7 +175,7 @@ class TextEngine:
         length = self._response_length[slots]
         self._response[slots, length] = tokens
         self._response_length[slots] = length + 1
-        ending = slots[(tokens == self.eos_token_id) | (length + 1 == self.max_new_tokens)]
+        ending = slots[self.codec.is_stop(tokens) | (length + 1 == self.max_new_tokens)]
         if not len(ending):
             return rewards, terminated, []
         infos = self._end_turns([int(slot) for slot in ending], rngs)
@@ -220,8 +216,8 @@ class TextEngine:
     def _end_turn(self, slot: int, rng: np.random.Generator) -> tuple[Transcript, TokenIds | None]:
         """Return the finished turn and, if the conversation goes on, the grown prompt."""
         tokens = self._response[slot, : self._response_length[slot]]
-        stopped = bool(tokens[-1] == self.eos_token_id)
-        response = decode_response(self.tokenizer, tokens[:-1] if stopped else tokens)
+        stopped = bool(self.codec.is_stop(tokens[-1:])[0])
+        response = self.codec.decode_response(tokens)
         turns = (*self.turns[slot], Turn("agent", response))
         self.turns[slot] = turns
         transcript = Transcript(
@@ -235,7 +231,7 @@ class TextEngine:
                     [
                         prompt[: self.observations["prompt_length"][slot, 0]],
                         tokens,
-                        encode_continuation(self.tokenizer, self.task.format_reply(reply)),
+                        self.codec.encode_reply(self.task.format_reply(reply)),
                     ]
                 )
                 if len(continuation) <= self.max_prompt_tokens:
@@ -270,7 +266,7 @@ class TextEngine:
         longest = max(
             len(ids)
             for examples in splits
-            for ids in encode_prompts(self.tokenizer, self._texts(examples))
+            for ids in self.codec.encode_prompts(self._texts(examples))
         )
         later_turns = (self.task.max_turns - 1) * (self.max_new_tokens + REPLY_TOKENS)
         return int(longest + later_turns)
@@ -290,7 +286,7 @@ class TextEngine:
                 f"truncate_prompt must be None, 'left' or 'right', but it is {truncate!r}."
             )
         texts = self._texts(self.examples)
-        prompts = encode_prompts(self.tokenizer, texts)
+        prompts = self.codec.encode_prompts(texts)
         longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
         self.max_prompt_tokens = budget or self._natural_budget(splits)
         if len(prompts[longest]) <= self.max_prompt_tokens:
@@ -311,8 +307,7 @@ class TextEngine:
             return []
         prompt = self.task.prompt(self.examples[0])
         return [
-            encode_response(self.tokenizer, choice, prompt, eos=False)
-            for choice in self.task.choices
+            self.codec.encode_response(choice, prompt, eos=False) for choice in self.task.choices
         ]
 
     def _allowed_tokens(self, choices: Sequence[TokenIds]) -> set[int] | None:
@@ -336,7 +331,7 @@ class TextEngine:
         prompt = self.task.prompt(self.examples[self._example[slot]])
         if len(self.turns[slot]) > 1:
             prompt = self.task.format_reply(self.turns[slot][-1].text)
-        return encode_response(self.tokenizer, text, prompt)[: self.max_new_tokens]
+        return self.codec.encode_response(text, prompt)[: self.max_new_tokens]
 
     def example(self, slot: int) -> Example:
         """Return the example that a slot's episode is about."""

@@ -14,6 +14,7 @@ from textenvs.envs.engine import Info, Observation, TextEngine
 from textenvs.envs.rendering import Screen, render_ansi
 from textenvs.envs.state import generator_from, generator_state
 from textenvs.task import Task
+from textenvs.text.codec import TextCodec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
     Args:
         task: A registered id, "package.module:Class", a `Task` class or a `Task`.
-        tokenizer: None (the embedded one), a name or path, or a tokenizer (never changed).
+        tokenizer: None (the embedded one), a name or path, a tokenizer (never changed), or a
+            `textenvs.text.codec.TextCodec`, which says how to use one.
         dataset: None (the task's own data) or what `textenvs.data.sources.load_examples` takes.
         fields: Which columns of the dataset hold `prompt`, `references`, ...
         split: "train", "validation", "test", or a part such as "train[:90%]".
@@ -67,7 +69,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
     def __init__(
         self,
         task: str | Task | type[Task],
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None = None,
         dataset: Any = None,
         fields: Mapping[str, str] | None = None,
         split: str = "train",

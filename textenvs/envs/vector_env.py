@@ -18,6 +18,7 @@ from textenvs.envs.env import TextEnv
 from textenvs.envs.rendering import render_ansi
 from textenvs.envs.state import generator_from, generator_state
 from textenvs.task import Task
+from textenvs.text.codec import TextCodec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +53,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         self,
         task: str | Task | type[Task],
         num_envs: int = 1,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None = None,
         dataset: Any = None,
         fields: Mapping[str, str] | None = None,
         split: str = "train",
