@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.vec_env import GymnasiumVecEnv
 from textenvs.envs.vector_env import TextVectorEnv
-from textenvs.rewards.deferred import LateScorer
+from textenvs.rewards.deferred import DeferredScorer
 
 if TYPE_CHECKING:
     from agents.algorithms.ppo import PPO
@@ -62,8 +62,8 @@ class LateRewards:
         self._returns = self._monitor.episode_returns.copy()
         self._steps: list[tuple[dict[int, dict[str, Any]], npt.NDArray[np.bool_]]] = []
         self._engine = env.venv.env.engine
-        self._scorer = LateScorer(self._engine.terms, env.num_envs)
-        self._engine.late_scorer = self._scorer
+        self._scorer = DeferredScorer(self._engine.terms, env.num_envs)
+        self._engine.deferred_scorer = self._scorer
         agent.late_rewards, buffer.settle = self, self.settle
 
     @property
@@ -79,7 +79,7 @@ class LateRewards:
         """Wait for the scores and enter them: each step's as if it had just been made."""
         if self._agent.late_rewards is not self:
             return
-        scored = {id(info["transcript"]): info["reward_terms"] for info in self._scorer.finish()}
+        scored = {id(info["transcript"]): info["reward_terms"] for info in self._scorer.resolve()}
         self.end()
         returns = self._returns
         for step, (infos, dones) in enumerate(self._steps):
@@ -101,7 +101,7 @@ class LateRewards:
 
     def end(self) -> None:
         """Let steps have their rewards at once again."""
-        self._agent.late_rewards = self._buffer.settle = self._engine.late_scorer = None
+        self._agent.late_rewards = self._buffer.settle = self._engine.deferred_scorer = None
         self._scorer.close()
 
 

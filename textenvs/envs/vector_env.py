@@ -13,9 +13,10 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textenvs.envs.engine import Info, Observation, TextEngine
+from textenvs.envs.engine import Info, TextEngine
 from textenvs.envs.env import TextEnv
 from textenvs.envs.rendering import render_ansi
+from textenvs.envs.slots import Observation
 from textenvs.envs.state import generator_from, generator_state
 from textenvs.task import Task
 from textenvs.text.codec import TextCodec
