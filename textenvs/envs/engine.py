@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from textenvs.envs.encoding import encode_task
-from textenvs.envs.slots import Observation, Slots
+from textenvs.envs.observations import Observation, Observations
+from textenvs.envs.slots import Slots
 from textenvs.envs.state import check_fits
 from textenvs.envs.turns import check_ids, end_turn, rest_of_turn
 from textenvs.registration import load_task
@@ -123,6 +124,22 @@ class TextEngine:
         (num_envs, max_new_tokens) and `response_length` (num_envs, 1).
         """
         return self._slots.observations
+
+    def observe(self, copied: bool = True) -> Observations:
+        """Return the observations of all slots with the versions of their prompts.
+
+        Args:
+            copied: Whether the arrays are copies, or the live ones.
+        """
+        live = self._slots.observations
+        arrays = {key: array.copy() for key, array in live.items()} if copied else live
+        return Observations(arrays, self._slots.prompt_versions.copy())
+
+    def observe_again(self, observations: Observations, slots: npt.NDArray[np.int64]) -> None:
+        """Bring earlier observations up to date in some of the slots."""
+        for key, array in self._slots.observations.items():
+            observations[key][slots] = array[slots]
+        observations.prompt_versions[slots] = self._slots.prompt_versions[slots]
 
     @property
     def turns(self) -> list[tuple[Turn, ...]]:

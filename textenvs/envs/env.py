@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from textenvs.envs.engine import Info, TextEngine
+from textenvs.envs.observations import Observation
 from textenvs.envs.rendering import Screen, render_ansi
-from textenvs.envs.slots import Observation
 from textenvs.envs.state import generator_from, generator_state
 from textenvs.task import Task
 from textenvs.text.codec import TextCodec

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from textenvs.envs.engine import Info, TextEngine
-from textenvs.envs.slots import Observation
+from textenvs.envs.observations import Observation
 from textenvs.task import Example, Transcript, Turn
 from textenvs.text.codec import TokenIds
 

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from textenvs.envs.observations import Observation, new_versions
 from textenvs.task import Turn
 from textenvs.text.codec import TokenIds
-
-Observation = dict[str, TokenIds]
 
 
 class Slots:
@@ -27,6 +26,8 @@ class Slots:
         observations: The live arrays, (num_envs, ...), which change in place.
         turns: Each slot's conversation so far.
         examples: The index of the example that each slot's episode is about; -1 before the first.
+        prompt_versions: A number for each slot, (num_envs,) int64, unique in this process, which
+            becomes larger whenever the slot's prompt is set.
     """
 
     def __init__(self, num_envs: int, space: spaces.Dict, pad_token_id: int) -> None:
@@ -41,6 +42,12 @@ class Slots:
         }
         self.turns: list[tuple[Turn, ...]] = [()] * num_envs
         self.examples = [-1] * num_envs
+        self.prompt_versions = new_versions(num_envs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy goes its own way from here, so it must not share a version with its original.
+        vars(self).update(state)
+        self.prompt_versions = new_versions(len(self))
 
     def __len__(self) -> int:
         return len(self.turns)
@@ -67,6 +74,7 @@ class Slots:
         self.observations["prompt_length"][slot] = len(tokens)
         self.observations["response"][slot] = self._pad_token_id
         self.observations["response_length"][slot] = 0
+        self.prompt_versions[slot : slot + 1] = new_versions(1)
 
     def append(self, slots: npt.NDArray[np.int64], tokens: TokenIds) -> TokenIds:
         """Append one token to each of the slots' responses; return their new lengths."""
@@ -96,3 +104,4 @@ class Slots:
             array[...] = state["observations"][key]
         self.turns = list(state["turns"])
         self.examples = list(state["example"])
+        self.prompt_versions = new_versions(len(self))
