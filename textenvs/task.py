@@ -5,7 +5,7 @@ A task works on text alone. Tokens, budgets, seeding and autoreset belong to the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -79,6 +79,9 @@ class Transcript:
     def __str__(self) -> str:
         """The conversation, a line a turn."""
         return "\n".join(f"{turn.role}: {turn.text}" for turn in self.turns)
+
+
+ScoreFunction = Callable[[Sequence[Transcript]], Sequence[float]]
 
 
 class Task:

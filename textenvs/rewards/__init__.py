@@ -8,13 +8,12 @@ from textenvs.rewards.terms import (
     MissingEOSPenalty,
     RepetitionPenalty,
     RewardTerm,
-    ScoreFunction,
     TaskReward,
     check_new_names,
-    load_object,
     resolve_rewards,
     score_transcripts,
 )
+from textenvs.task import ScoreFunction
 
 __all__ = [
     "REWARD_NAMES",
@@ -27,7 +26,6 @@ __all__ = [
     "ScoreFunction",
     "TaskReward",
     "check_new_names",
-    "load_object",
     "resolve_rewards",
     "score_transcripts",
 ]

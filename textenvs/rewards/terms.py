@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from numbers import Real
@@ -11,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from textenvs.importing import load_object
 from textenvs.rewards import metrics
-from textenvs.task import Task, Transcript
-
-ScoreFunction = Callable[[Sequence[Transcript]], Sequence[float]]
+from textenvs.task import ScoreFunction, Task, Transcript
 
 
 class RewardTerm:
@@ -241,22 +239,6 @@ _NAMED: dict[str, Callable[[Task], RewardTerm]] = {
     "sentiment": lambda _: CallableReward(metrics.sentiment),
 }
 REWARD_NAMES = tuple(_NAMED)
-
-
-def load_object(path: str) -> Any:
-    """Import what "package.module:name" points to.
-
-    Raises:
-        ValueError: If there is no such module or name.
-    """
-    module_name, _, name = path.partition(":")
-    try:
-        value: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"Could not import {path!r}: {error}.") from error
-    return value
 
 
 def resolve_rewards(reward: Any, task: Task) -> list[RewardTerm]:
