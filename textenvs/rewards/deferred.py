@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from textenvs.rewards import RewardTerm, score_transcripts
+from textenvs.rewards.scoring import score_transcripts
+from textenvs.rewards.terms import RewardTerm
 from textenvs.task import Transcript
 
 
