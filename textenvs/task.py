@@ -102,7 +102,8 @@ class Task:
             tokens that they are made of and `max_new_tokens` is the longest of them.
         score_every_turn: Whether `score` is called after each turn of a conversation or only after
             the last one.
-        slow_score: Whether `score` takes long; see `RewardTerm`.
+        slow_score: Whether `score` takes long, so that `agents.PPO` scores while the rollout goes
+            on. It must then work when it is called from another thread.
         best_return: The mean return that the best known behaviour reaches, or None.
     """
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, Vec
 from textenvs.envs.engine import TextEngine
 from textenvs.envs.vector_env import TextVectorEnv
 
-# In next-step mode, too, these reset some of their slots when they are asked to.
+# These can reset some of their slots at any time, even in next-step mode.
 RESET_ANY_TIME = (SyncVectorEnv, AsyncVectorEnv, TextVectorEnv)
 
 
@@ -81,7 +81,7 @@ class GymnasiumVecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """Reset every slot."""
-        # What seed() and set_options() left is used once, as SB3 does.
+        # As in SB3, seeds and options are used for one reset.
         if any(repr(options) != repr(self._options[0]) for options in self._options):
             raise ValueError(
                 "A vector environment has the same options for all of its slots, but set_options "

@@ -91,7 +91,7 @@ def encode_task(
     max_new_tokens: int | None = None,
     truncate_prompt: Literal["left", "right"] | None = None,
 ) -> EncodedTask:
-    """Load a split's examples, encode them, and settle the budgets.
+    """Load a split's examples, encode them, and choose the budgets.
 
     Args:
         task: The task.
@@ -148,7 +148,7 @@ def _other_splits(
     """Return the examples of every whole split that there is."""
     found: list[Sequence[Example]] = []
     for name in splits_of(dataset, split):
-        # A task of a user's may know fewer splits than there are names.
+        # A user's task may know fewer splits than there are names.
         with suppress(KeyError, ValueError):
             found.append(load_examples(task, dataset, fields, name))
     return found
@@ -171,7 +171,7 @@ def _fitting_prompts(
     size: int,
     truncate: Literal["left", "right"] | None,
 ) -> Sequence[TokenIds]:
-    """Encode every prompt and hold it to the budget."""
+    """Encode every prompt; cut off or refuse what is over the budget."""
     texts = _texts(task, examples)
     prompts = codec.encode_prompts(texts)
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -135,8 +135,8 @@ class TextEngine:
         arrays = {key: array.copy() for key, array in live.items()} if copied else live
         return Observations(arrays, self._slots.prompt_versions.copy())
 
-    def observe_again(self, observations: Observations, slots: npt.NDArray[np.int64]) -> None:
-        """Bring earlier observations up to date in some of the slots."""
+    def refresh(self, observations: Observations, slots: npt.NDArray[np.int64]) -> None:
+        """Bring earlier observations up to date in some of the slots, in place."""
         for key, array in self._slots.observations.items():
             observations[key][slots] = array[slots]
         observations.prompt_versions[slots] = self._slots.prompt_versions[slots]
@@ -277,7 +277,7 @@ class TextEngine:
         return {"made_of": self.made_of, **self._slots.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Put each slot where `get_state` found it.
+        """Restore what `get_state` returned.
 
         Raises:
             ValueError: If the state is that of an engine with other examples, budgets or slots.

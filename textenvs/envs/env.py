@@ -81,7 +81,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            # A TypeError, since SB3 asks for "rgb_array" and, after one, does without.
+            # SB3 tries render_mode="rgb_array" and, after a TypeError, no render mode.
             raise TypeError(
                 f"render_mode must be None, 'ansi' or 'human', but it is {render_mode!r}."
             )
@@ -166,7 +166,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `get_state` was called, here or in an environment made alike.
+        """Restore what `get_state` returned, here or in an environment made alike.
 
         Raises:
             ValueError: If the state is that of an environment with other examples or budgets.
@@ -177,7 +177,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self._running = state["running"]
         self._info = dict(state["info"])
 
-    # Under this name, Gymnasium's and SB3's ways to get and set attributes reach it in workers.
+    # An attribute, which Gymnasium and SB3 can get and set in worker processes by its name.
     text_state = property(get_state, set_state)
 
     def _show(self, first: bool = False) -> None:

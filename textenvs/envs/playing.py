@@ -66,7 +66,7 @@ class ScriptedAgent:
         actions = np.full(engine.num_envs, engine.eos_token_id, dtype=np.int64)
         for slot, length in enumerate(observations["response_length"][:, 0].tolist()):
             turns = engine.turns[slot]
-            # Each turn has a tuple of its own; a slot that is not stepped is not asked again.
+            # The tuple is replaced with every turn, so the same object means the same turn.
             if length == 0 and self._answered.get(slot) is not turns:
                 text = self._respond(engine.example(slot), turns, self._rng)
                 self._pending[slot] = engine.encode_response(text, slot)
@@ -101,7 +101,7 @@ def play(
         """Give a free slot the next example, if there is one."""
         running.pop(slot, None)
         episode = next(waiting, None)
-        # Without one, the slot idles on an episode of its own, which nobody steps.
+        # A slot without one holds any episode, for agents to read; it is not stepped.
         index = episodes[0].example if episode is None else episode.example
         rngs[slot] = np.random.default_rng([seed, index])
         engine.reset(slot, rngs[slot], index)
@@ -128,7 +128,7 @@ def _turn(
 ) -> tuple[TokenIds, TokenIds]:
     """Return the prompt and the response of a turn that has just ended, of the prompt's length."""
     prompt = engine.observations["prompt"][slot]
-    # Where the conversation goes on, the prompt has grown by the response and a reply.
+    # If the conversation continues, the prompt has grown by the response and a reply.
     response = engine.observations["response"][slot] if transcript.final else prompt[prompt_length:]
     return prompt[:prompt_length].copy(), response[: transcript.response_tokens].copy()
 

@@ -15,7 +15,7 @@ from textenvs.text.codec import TokenIds
 
 
 class Slots:
-    """What N slots hold; the engine says when it changes.
+    """What N slots hold; the engine decides when it changes.
 
     Args:
         num_envs: The number of slots.
@@ -45,14 +45,14 @@ class Slots:
         self.prompt_versions = new_versions(num_envs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy goes its own way from here, so it must not share a version with its original.
+        # A copy and its original may be given different tokens, so they must not share a version.
         vars(self).update(state)
         self.prompt_versions = new_versions(len(self))
 
     def __len__(self) -> int:
         return len(self.turns)
 
-    # Views are made anew: one that is kept would be cut off from its array by a pickle.
+    # Views are made when they are asked for: a pickle would make a stored view an array of its own.
     @property
     def response_lengths(self) -> TokenIds:
         """A view of the lengths of the responses, (num_envs,)."""
@@ -99,7 +99,7 @@ class Slots:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Put each slot where `get_state` found it; the arrays stay the same objects."""
+        """Restore what `get_state` returned; the arrays stay the same objects."""
         for key, array in self.observations.items():
             array[...] = state["observations"][key]
         self.turns = list(state["turns"])

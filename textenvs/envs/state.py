@@ -16,7 +16,7 @@ def generator_state(generator: np.random.Generator | None) -> Mapping[str, Any] 
 
 
 def generator_from(state: Mapping[str, Any] | None) -> np.random.Generator | None:
-    """Return a new generator that goes on from a state."""
+    """Return a new generator in a given state."""
     if state is None:
         return None
     bit_generator = getattr(np.random, state["bit_generator"])()
@@ -76,7 +76,7 @@ class SlotGenerators:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `get_state` was called."""
+        """Restore what `get_state` returned."""
         generators = [generator_from(generator) for generator in state["generators"]]
         self.rngs[:] = [rng for rng in generators if rng is not None]
         self.seeds[:] = state["seeds"]

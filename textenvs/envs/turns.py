@@ -13,7 +13,7 @@ from textenvs.text.codec import TextCodec, TokenIds
 
 
 def check_ids(tokens: TokenIds, codec: TextCodec) -> None:
-    """Hold actions to the vocabulary.
+    """Check that actions are ids of the vocabulary.
 
     Raises:
         ValueError: If one is no token id.
@@ -31,8 +31,8 @@ def rest_of_turn(
     """Return a response as an array, if it ends a slot's turn and does not go beyond it.
 
     Raises:
-        ValueError: If it goes on after a stop token or beyond the budget, or does not reach either,
-            or the slot's episode is over, or it is no list of token ids.
+        ValueError: If there are tokens after a stop token or beyond the budget, or neither is
+            reached, or the slot's episode is over, or it is no list of token ids.
     """
     tokens = np.asarray(response)
     if tokens.ndim != 1 or not (tokens.size == 0 or np.issubdtype(tokens.dtype, np.integer)):

@@ -237,7 +237,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             self._start(int(slot))
         if observations is None:
             return self.engine.observe(self.copy)
-        self.engine.observe_again(observations, slots)
+        self.engine.refresh(observations, slots)
         return observations
 
     def render(self) -> tuple[str, ...] | None:
@@ -260,7 +260,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `get_state` was called, here or in an environment made alike.
+        """Restore what `get_state` returned, here or in an environment made alike.
 
         Raises:
             ValueError: If the state is that of an environment with other examples, budgets or

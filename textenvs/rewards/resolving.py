@@ -87,7 +87,7 @@ def _term(item: Any, task: Task) -> RewardTerm:
 
 
 def check_new_names(terms: Sequence[RewardTerm], present: Collection[str]) -> None:
-    """Hold added terms to names that are not taken, so that no term hides another.
+    """Check that the names of added terms are not taken, so that no term hides another.
 
     Raises:
         ValueError: If a name is taken.
