@@ -16,7 +16,7 @@ from textenvs.envs.env import TextEnv
 from textenvs.envs.vector_env import TextVectorEnv
 
 PEER = "Gymnasium's `SyncVectorEnv` over the same single env"
-# EOS comes once in so many tokens.
+# The mean length of a turn in tokens.
 TURN = 48
 STEPS = 96
 

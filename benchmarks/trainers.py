@@ -28,7 +28,6 @@ from agents.rollouts.sequences import split_evenly
 from agents.rollouts.vec_env import engine_of
 from textenvs.envs.engine import TextEngine
 from textenvs.task import Transcript, Turn
-from textenvs.text.codec import decode_response, encode_prompts
 
 ENV_ID = "Translation-v0"
 GAMMA, LAMBDA = 1.0, 0.95
@@ -283,15 +282,15 @@ class TaskReward(th.nn.Module):
         length = next(n for n in self._lengths if tuple(tokens[:n]) in self._examples)
         example, response = self._examples[tuple(tokens[:length])], tokens[length:]
         stopped = bool(response) and response[-1] == self._engine.eos_token_id
-        text = decode_response(self._engine.tokenizer, response[:-1] if stopped else response)
+        text = self._engine.codec.decode_response(response)
         turns = (Turn("user", example.prompt), Turn("agent", text))
         return Transcript(example, turns, len(response), stopped)
 
 
 def prompt_tokens(engine: TextEngine) -> list[list[int]]:
     """Return the prompts of a task's examples as token ids."""
-    texts = tuple(engine.task.prompt(example) for example in engine.examples)
-    return [ids.tolist() for ids in encode_prompts(engine.tokenizer, texts)]
+    texts = (engine.task.prompt(example) for example in engine.examples)
+    return [ids.tolist() for ids in engine.codec.encode_prompts(texts)]
 
 
 def train_trl(start: Start) -> Trained:

@@ -144,13 +144,15 @@ class FixedLengths(TextVectorEnv):
         self._draw = np.random.default_rng(0)
         self._limits = draw_lengths(self._draw, self._range, num_envs)
 
-    def step(self, actions: npt.NDArray[np.int64]) -> Any:
+    def advance(
+        self, actions: npt.NDArray[np.int64], slots: npt.NDArray[np.int64] | None = None
+    ) -> Any:
         """Step with the episodes' ends put in."""
         eos = self.engine.eos_token_id
         length = self.engine.observations["response_length"][:, 0] + 1
         tokens = np.where(actions == eos, 0, actions)
         tokens[length >= self._limits] = eos
-        result = super().step(tokens)
+        result = super().advance(tokens, slots)
         ended = np.flatnonzero(result[2])
         self._limits[ended] = draw_lengths(self._draw, self._range, len(ended))
         return result

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from textenvs.registration import BUILTIN_TASKS, load_task
 from textenvs.task import Task, Transcript, Turn
-from textenvs.text.codec import EMBEDDED_TOKENIZER, EOS_TOKEN, PAD_TOKEN
+from textenvs.text.loading import EMBEDDED_TOKENIZER, EOS_TOKEN, PAD_TOKEN
 
 VOCABULARY = 2048
 

@@ -21,9 +21,8 @@ ORDER = {
         *({"training"}, {"reports"}, {"cli"}),
     ],
     "textenvs": [
-        *({"task"}, {"spaces"}),
-        *({"text", "data"}, {"rewards"}, {"registration"}, {"envs"}, {"wrappers", "checks"}),
-        {"tasks"},
+        *({"task", "spaces", "importing"}, {"registration"}, {"text", "data"}, {"constraints"}),
+        *({"rewards"}, {"envs", "tasks"}, {"wrappers", "checks"}),
     ],
 }
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "tokenizers", "stable_baselines3"}

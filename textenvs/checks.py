@@ -15,7 +15,7 @@ KEYS = {
 
 
 def check_text_env(env: gym.Env[Any, Any], episodes: int = 3, seed: int = 0) -> None:
-    """Play a few random episodes and hold the environment to the contract of a text environment.
+    """Play a few random episodes and check the contract of a text environment.
 
     Args:
         env: The environment; wrappers are welcome as long as observations pass through and the
@@ -120,7 +120,7 @@ def _check_step(
 
 
 def _check_growth(before: Any, action: int, after: Any, length: int) -> None:
-    """Hold a conversation to "tokens in, tokens out": nothing emitted is tokenised again."""
+    """Check that a conversation grows by the very tokens that were emitted."""
     size = int(before["prompt_length"][0])
     emitted = [*before["prompt"][:size], *before["response"][:length], action]
     _expect(

@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
-from textenvs.data.splits import split_examples
-from textenvs.rewards import ScoreFunction, load_object
-from textenvs.task import Example, Task, Transcript
+from textenvs.importing import load_object
+from textenvs.task import Example, ScoreFunction, Task
 
 BUILTIN_TASKS = {
     "TextGen-v0": "textenvs.tasks.textgen.task:TextGen",
@@ -18,32 +17,9 @@ BUILTIN_TASKS = {
     "Translation-v0": "textenvs.tasks.translation.task:Translation",
     "TextClassification-v0": "textenvs.tasks.classification.task:TextClassification",
 }
+FUNCTION_TASK = "textenvs.tasks.function:FunctionTask"
 
 TaskClass = TypeVar("TaskClass", bound=type[Task])
-
-
-class FunctionTask(Task):
-    """A task put together from examples and a function, by `register_task`."""
-
-    def __init__(
-        self, examples: Sequence[Example], score: ScoreFunction, **attributes: Any
-    ) -> None:
-        self._examples = tuple(examples)
-        self._score = score
-        for name, value in attributes.items():
-            if not hasattr(Task, name):
-                raise TypeError(f"A Task has no attribute {name!r}.")
-            setattr(self, name, value)
-
-    def examples(self, split: str) -> Sequence[Example]:
-        """Return 80, 10 and 10 % of the examples; fewer than 20 are too few to be split."""
-        if len(self._examples) < 20:
-            return self._examples
-        return split_examples(self._examples, split)
-
-    def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
-        """Call the function."""
-        return self._score(transcripts)
 
 
 def load_task(task: str | Task | type[Task]) -> Task:
@@ -116,7 +92,7 @@ def register_task(
     if task is None:
         if examples is None or score is None:
             raise TypeError("register_task needs a task, or both examples= and score=.")
-        task = FunctionTask(examples, score, **attributes)
+        task = load_object(FUNCTION_TASK)(examples, score, **attributes)
     elif attributes:
         raise TypeError(f"Set {', '.join(attributes)} on the task itself.")
     gym.register(
@@ -130,7 +106,7 @@ def register_task(
 
 
 def _by_name(task: str | Task | type[Task]) -> str | Task | type[Task]:
-    """Prefer "module:Class" to a class that can be imported so: specs stay plain and picklable."""
+    """Return "module:Class" for a class that can be imported so: it keeps specs picklable."""
     if isinstance(task, type) and task.__module__ != "__main__":
         name = f"{task.__module__}:{task.__qualname__}"
         if "<locals>" not in name:

@@ -5,7 +5,7 @@ A task works on text alone. Tokens, budgets, seeding and autoreset belong to the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -81,6 +81,9 @@ class Transcript:
         return "\n".join(f"{turn.role}: {turn.text}" for turn in self.turns)
 
 
+ScoreFunction = Callable[[Sequence[Transcript]], Sequence[float]]
+
+
 class Task:
     """A text task. Subclass it, say how to score, and register it with `textenvs.register_task`.
 
@@ -99,7 +102,8 @@ class Task:
             tokens that they are made of and `max_new_tokens` is the longest of them.
         score_every_turn: Whether `score` is called after each turn of a conversation or only after
             the last one.
-        slow_score: Whether `score` takes long; see `RewardTerm`.
+        slow_score: Whether `score` takes long, so that `agents.PPO` scores while the rollout goes
+            on. It must then work when it is called from another thread.
         best_return: The mean return that the best known behaviour reaches, or None.
     """
 

@@ -14,6 +14,7 @@ from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import Observation, SequenceRolloutBuffer, Truncation
 from agents.rollouts.rewards import DeferredRewards, deferred_rewards
 from agents.rollouts.vec_env import GymnasiumVecEnv
+from textenvs.envs.observations import Observations
 
 
 class Agent(Protocol):
@@ -214,4 +215,6 @@ def native_adapter(env: VecEnv) -> GymnasiumVecEnv:
 
 def rows_of(observation: Observation, rows: npt.NDArray[np.intp]) -> Observation:
     """Return some rows of a batch of observations."""
+    if isinstance(observation, Observations):
+        return observation.rows(rows)
     return {key: values[rows] for key, values in observation.items()}

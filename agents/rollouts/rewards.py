@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.vec_env import GymnasiumVecEnv
 from textenvs.envs.vector_env import TextVectorEnv
-from textenvs.rewards.deferred import LateScorer
+from textenvs.rewards.deferred import DeferredScorer
 
 # Takes in a step's infos of some slots, and which of these slots' episodes ended.
 Record = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_]], None]
@@ -51,8 +51,8 @@ class DeferredRewards:
         self._returns = self._monitor.episode_returns.copy()
         self._steps: list[_Step] = []
         self._engine = env.venv.env.engine
-        self._scorer = LateScorer(self._engine.terms, env.num_envs)
-        self._engine.late_scorer = self._scorer
+        self._scorer = DeferredScorer(self._engine.terms, env.num_envs)
+        self._engine.deferred_scorer = self._scorer
 
     @property
     def pending(self) -> bool:
@@ -72,7 +72,7 @@ class DeferredRewards:
 
     def resolve(self, buffer: SequenceRolloutBuffer) -> None:
         """Wait for the scores and enter them: each step's as if it had just been made."""
-        scored = {id(info["transcript"]): info["reward_terms"] for info in self._scorer.finish()}
+        scored = {id(info["transcript"]): info["reward_terms"] for info in self._scorer.resolve()}
         self.close()
         returns = self._returns
         for step in self._steps:
@@ -94,7 +94,7 @@ class DeferredRewards:
 
     def close(self) -> None:
         """Let steps have their rewards at once again."""
-        self._engine.late_scorer = None
+        self._engine.deferred_scorer = None
         self._scorer.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, Vec
 from textenvs.envs.engine import TextEngine
 from textenvs.envs.vector_env import TextVectorEnv
 
-# In next-step mode, too, these reset some of their slots when they are asked to.
+# These can reset some of their slots at any time, even in next-step mode.
 RESET_ANY_TIME = (SyncVectorEnv, AsyncVectorEnv, TextVectorEnv)
 
 
@@ -24,7 +24,9 @@ class GymnasiumVecEnv(VecEnv):
 
     SB3 wants a finished episode's slot to be in its next episode when `step` returns, and the last
     observation in its info. In same-step mode the environment does that; in the other modes the
-    finished slots are reset at once with `options={"reset_mask": ...}`.
+    finished slots are reset at once with `options={"reset_mask": ...}`. A `TextVectorEnv` itself,
+    without wrappers around it, is asked slot by slot and not through Gymnasium's dicts of arrays,
+    with the same results.
 
     Args:
         env: The vector environment, of any autoreset mode.
@@ -42,13 +44,44 @@ class GymnasiumVecEnv(VecEnv):
                 f"SB3 needs finished slots to be reset at once, but {env} resets them with the "
                 "next step: make it with another autoreset mode or vectorization_mode='sync'."
             )
+        self._native = env if _is_native(env) else None
+        self._active: npt.NDArray[np.bool_] | None = None
         self._actions: npt.NDArray[Any] = np.empty(0)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.metadata = env.metadata
 
+    @property
+    def active(self) -> npt.NDArray[np.bool_] | None:
+        """The slots that step, (num_envs,); None: all.
+
+        The others stay where they are: their reward is 0, they are not done, they have no info, and
+        their generators draw nothing.
+
+        Raises:
+            ValueError: If it is set to anything but a mask of all slots, or `env` is not a
+                `TextVectorEnv` itself.
+        """
+        return self._active
+
+    @active.setter
+    def active(self, mask: npt.NDArray[np.bool_] | None) -> None:
+        if mask is not None:
+            if self._native is None:
+                raise ValueError(
+                    "Only a TextVectorEnv without Gymnasium's wrappers around it can step some of "
+                    f"its slots, but the environment is {self.env}."
+                )
+            mask = np.array(mask)
+            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+                raise ValueError(
+                    f"active must be None or a boolean array of shape ({self.num_envs},), but it "
+                    f"has dtype {mask.dtype}, shape {mask.shape}."
+                )
+        self._active = mask
+
     def reset(self) -> VecEnvObs:
         """Reset every slot."""
-        # What seed() and set_options() left is used once, as SB3 does.
+        # As in SB3, seeds and options are used for one reset.
         if any(repr(options) != repr(self._options[0]) for options in self._options):
             raise ValueError(
                 "A vector environment has the same options for all of its slots, but set_options "
@@ -59,14 +92,16 @@ class GymnasiumVecEnv(VecEnv):
         self.reset_infos = self._split(infos)
         self._reset_seeds()
         self._reset_options()
-        return self._own(observations)
+        return cast("VecEnvObs", self._own(observations))
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Remember the actions."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step every slot, and start the next episode where one ended."""
+        """Step every slot, or the `active` ones, and start the next episode where one ended."""
+        if self._native is not None:
+            return self._step_native(self._native)
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         dones = np.logical_or(terminated, truncated)
         split = self._split(infos)
@@ -84,6 +119,21 @@ class GymnasiumVecEnv(VecEnv):
                 if dones[i]:
                     self.reset_infos[i] = info
         return self._own(observations), np.array(rewards, dtype=np.float32), dones, split
+
+    def _step_native(self, env: TextVectorEnv) -> VecEnvStepReturn:
+        slots = None if self._active is None else np.flatnonzero(self._active)
+        live, rewards, terminated, truncated, ended = env.advance(self._actions, slots)
+        observations = self._own(live)
+        infos = [ended.get(slot, {}) for slot in range(self.num_envs)]
+        dones = terminated | truncated
+        done_slots = np.flatnonzero(dones)
+        for slot in done_slots.tolist():
+            infos[slot]["terminal_observation"] = _row(observations, slot)
+            infos[slot]["TimeLimit.truncated"] = bool(truncated[slot] and not terminated[slot])
+            self.reset_infos[slot] = {}
+        if len(done_slots):
+            observations = env.restart(done_slots, observations)
+        return observations, rewards.astype(np.float32), dones, infos
 
     def close(self) -> None:
         """Close the environment."""
@@ -137,10 +187,10 @@ class GymnasiumVecEnv(VecEnv):
         """Return no images: text is rendered as text."""
         return [None] * self.num_envs
 
-    def _own(self, observations: Any) -> VecEnvObs:
+    def _own(self, observations: Any) -> Any:
         """Return observations that the next step does not change."""
         copied = getattr(self.env.unwrapped, "copy", True)
-        return cast("VecEnvObs", observations if copied else deepcopy(observations))
+        return observations if copied else deepcopy(observations)
 
     def _split(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         """Return each slot's own info out of a batch's; most slots have none."""
@@ -170,6 +220,18 @@ class GymnasiumVecEnv(VecEnv):
             if mask is None or mask[slot]:
                 own[key] = self._nested(batch, slot) if isinstance(batch, dict) else batch[slot]
         return own
+
+
+def _is_native(env: Any) -> TypeGuard[TextVectorEnv]:
+    """Return whether `advance` and `restart` do what `step` and `reset` do.
+
+    They do not in a subclass that changes only `step` or `reset`.
+    """
+    return (
+        isinstance(env, TextVectorEnv)
+        and type(env).step is TextVectorEnv.step
+        and type(env).reset is TextVectorEnv.reset
+    )
 
 
 def _row(observations: Any, slot: int) -> Any:

@@ -14,7 +14,7 @@ from transformers import GPT2Config, LlamaConfig
 
 import textenvs  # noqa: F401 (registers the ids)
 from agents import GymnasiumVecEnv, TransformerPolicy
-from textenvs.text.codec import embedded_tokenizer
+from textenvs.text.loading import embedded_tokenizer
 
 VOCAB = len(embedded_tokenizer())
 EOS = 0

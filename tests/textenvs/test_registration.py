@@ -18,8 +18,9 @@ import textenvs
 from tests.textenvs.toys import Chat, Echo, encode
 from textenvs import Example, Task, Transcript, register_task
 from textenvs.checks import check_text_env
-from textenvs.registration import BUILTIN_TASKS, FunctionTask, load_task
+from textenvs.registration import BUILTIN_TASKS, load_task
 from textenvs.tasks.dialogue.task import Booking
+from textenvs.tasks.function import FunctionTask
 
 EOS = 0
 NUMBERS = [Example(f"{n} {n + 1}", (str(n + 2),)) for n in range(40)]

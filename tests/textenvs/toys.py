@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from textenvs import Example, Task, Transcript, Turn
-from textenvs.text.codec import embedded_tokenizer
+from textenvs.envs.observations import Observations
+from textenvs.text.loading import embedded_tokenizer
 
 EXAMPLES = (
     Example("The food", ("was good", "was fine")),
@@ -88,7 +89,11 @@ def random_actions(rng: np.random.Generator, space: Any, count: int) -> npt.NDAr
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two nested results are equal in types, shapes, dtypes and values."""
+    """Whether two nested results are equal in types, shapes, dtypes and values.
+
+    The native vector environment's observations count as what they are equal to, a dict.
+    """
+    first, second = (dict(o) if isinstance(o, Observations) else o for o in (first, second))
     if type(first) is not type(second):
         return False
     if isinstance(first, np.ndarray):

@@ -51,9 +51,9 @@ def load_examples(
     else:
         rows, source = _read(dataset, name)
     part = slice(_part(len(rows), match["start"]), _part(len(rows), match["stop"]))
-    # What a user would call the first row: counted from 1, behind a file's header.
+    # Errors name rows as a user counts them: from 1, and in a CSV file after the header.
     first_row = range(len(rows))[part].start + (2 if source.endswith(".csv") else 1)
-    # A slice of a datasets.Dataset would be its columns.
+    # Slicing a datasets.Dataset returns a dict of columns, and not rows.
     rows = rows.select(range(len(rows))[part]) if hasattr(rows, "select") else rows[part]
     if not len(rows):
         raise ValueError(f"The dataset {source} has no examples in split {split!r}.")

@@ -7,56 +7,57 @@ costs a few array operations, whatever the length; text is decoded and scored on
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
-from textenvs.data.sources import load_examples, splits_of
+from textenvs.envs.encoding import encode_task
+from textenvs.envs.observations import Observation, Observations
+from textenvs.envs.slots import Slots
 from textenvs.envs.state import check_fits
+from textenvs.envs.turns import check_ids, end_turn, rest_of_turn
 from textenvs.registration import load_task
 from textenvs.rewards import resolve_rewards, score_transcripts
-from textenvs.spaces import TokenSpace
 from textenvs.task import Example, Task, Transcript, Turn
-from textenvs.text.codec import (
-    TokenIds,
-    decode_response,
-    encode_continuation,
-    encode_prompts,
-    encode_response,
-    load_tokenizer,
-    pad_token_id,
-    vocabulary_size,
-)
+from textenvs.text.codec import TextCodec, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from textenvs.rewards.deferred import LateScorer
+    from textenvs.rewards.deferred import DeferredScorer
 
-Observation = dict[str, npt.NDArray[np.int64]]
 Info = dict[str, Any]
-
-# What a reply of the user is reckoned at when the prompt budget of a dialogue is not given.
-REPLY_TOKENS = 32
+# Rewards and whether episodes ended, each (num_envs,), and the info of each slot whose turn ended.
+Transitions = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], list[tuple[int, Info]]]
 
 
 class TextEngine:
-    """N slots, each an episode of one example; see `TextEnv` for what the arguments mean.
+    """N slots, each an episode of one example.
+
+    Args:
+        task: A registered id, "package.module:Class", a `Task` class or a `Task`.
+        num_envs: The number of slots.
+        tokenizer: None (the embedded one), a name or path, a tokenizer (never changed), or a
+            `TextCodec`.
+        dataset: None (the task's own data) or what `textenvs.data.sources.load_examples` takes.
+        fields: Which columns of the dataset hold `prompt`, `references`, ...
+        split: "train", "validation", "test", or a part such as "train[:90%]".
+        reward: None (the task's own) or what `textenvs.rewards.resolve_rewards` takes.
+        max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
+        max_new_tokens: The response budget of a turn, EOS included. None: the task's.
+        truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
 
     Attributes:
-        observations: The live arrays, right-padded: `prompt` (num_envs, max_prompt_tokens),
-            `prompt_length` (num_envs, 1), `response` (num_envs, max_new_tokens) and
-            `response_length` (num_envs, 1), all int64. They change in place.
-        turns: Each slot's conversation so far.
-        late_scorer: None: a turn's end waits for its whole reward. Otherwise slow terms are left
-            out of the reward and of `reward_terms`, and the infos given to this one, which
+        task, split, examples: What is played.
+        codec, eos_token_id, pad_token_id: How text becomes tokens.
+        terms: The reward terms.
+        max_prompt_tokens, max_new_tokens: The budgets.
+        observation_space, action_space: Those of one slot.
+        deferred_scorer: None: a turn's end waits for its whole reward. Otherwise slow terms are
+            left out of the reward and of `reward_terms`, and the infos are given to this one, which
             completes them later. It is not handed on by `with_slots`.
     """
 
@@ -65,7 +66,7 @@ class TextEngine:
         task: str | Task | type[Task],
         num_envs: int = 1,
         *,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None = None,
         dataset: Any = None,
         fields: Mapping[str, str] | None = None,
         split: str = "train",
@@ -75,63 +76,91 @@ class TextEngine:
         truncate_prompt: Literal["left", "right"] | None = None,
     ) -> None:
         self.task = load_task(task)
-        self.split = split
-        self.tokenizer = load_tokenizer(tokenizer)
-        self.examples = load_examples(self.task, dataset, fields, split)
+        self.codec = tokenizer if isinstance(tokenizer, TextCodec) else TextCodec(tokenizer)
         self.terms = resolve_rewards(reward, self.task)
-        choices = self._choice_tokens()
-        self.max_new_tokens = _budget(
-            "max_new_tokens",
-            max_new_tokens,
-            max(map(len, choices)) if choices else self.task.max_new_tokens,
+        self._encoded = encode_task(
+            self.task,
+            self.codec,
+            dataset=dataset,
+            fields=fields,
+            split=split,
+            max_prompt_tokens=max_prompt_tokens,
+            max_new_tokens=max_new_tokens,
+            truncate_prompt=truncate_prompt,
         )
-        self._prompts = self._encode_prompts(
-            _budget("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens),
-            truncate_prompt,
-            self._every_split(dataset, fields, split),
-        )
-        self.eos_token_id = int(self.tokenizer.eos_token_id)
-        self.pad_token_id = pad_token_id(self.tokenizer)
-        size = vocabulary_size(self.tokenizer)
-        self.action_space = TokenSpace(
-            size, self.eos_token_id, self.pad_token_id, self._allowed_tokens(choices)
-        )
-        self.observation_space = spaces.Dict(
-            {
-                "prompt": spaces.Box(0, size - 1, (self.max_prompt_tokens,), np.int64),
-                "prompt_length": spaces.Box(0, self.max_prompt_tokens, (1,), np.int64),
-                "response": spaces.Box(0, size - 1, (self.max_new_tokens,), np.int64),
-                "response_length": spaces.Box(0, self.max_new_tokens, (1,), np.int64),
-            }
-        )
-        self._allocate(num_envs)
+        self.split = split
+        self.examples = self._encoded.examples
+        self.max_prompt_tokens = self._encoded.max_prompt_tokens
+        self.max_new_tokens = self._encoded.max_new_tokens
+        self.eos_token_id = self.codec.eos_token_id
+        self.pad_token_id = self.codec.pad_token_id
+        self.observation_space = self._encoded.observation_space
+        self.action_space = self._encoded.action_space
+        self._slots = Slots(num_envs, self.observation_space, self.pad_token_id)
+        self.deferred_scorer: DeferredScorer | None = None
 
     def with_slots(self, num_envs: int) -> TextEngine:
         """Return another engine of the same task, data, tokenizer, reward and budgets."""
         other = copy.copy(self)
-        other._allocate(num_envs)
+        other._slots = Slots(num_envs, self.observation_space, self.pad_token_id)
+        other.deferred_scorer = None
         return other
 
-    def _allocate(self, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self.observations: Observation = {
-            key: np.full((num_envs, *space.shape), self._fill(key), dtype=np.int64)
-            for key, space in self.observation_space.items()
-            if space.shape is not None
-        }
-        self.turns: list[tuple[Turn, ...]] = [()] * num_envs
-        self._example = [-1] * num_envs
-        self.late_scorer: LateScorer | None = None
+    @property
+    def num_envs(self) -> int:
+        """The number of slots."""
+        return len(self._slots)
 
     @property
-    def _response(self) -> TokenIds:
-        """The live responses, (num_envs, max_new_tokens)."""
-        return self.observations["response"]
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return self.codec.tokenizer
 
     @property
-    def _response_length(self) -> TokenIds:
-        """A view of their lengths, (num_envs,); a stored view would be cut off by a pickle."""
-        return self.observations["response_length"][:, 0]
+    def observations(self) -> Observation:
+        """The live arrays, right-padded int64, which change in place.
+
+        `prompt` (num_envs, max_prompt_tokens), `prompt_length` (num_envs, 1), `response`
+        (num_envs, max_new_tokens) and `response_length` (num_envs, 1).
+        """
+        return self._slots.observations
+
+    def observe(self, copied: bool = True) -> Observations:
+        """Return the observations of all slots with the versions of their prompts.
+
+        Args:
+            copied: Whether the arrays are copies, or the live ones.
+        """
+        live = self._slots.observations
+        arrays = {key: array.copy() for key, array in live.items()} if copied else live
+        return Observations(arrays, self._slots.prompt_versions.copy())
+
+    def refresh(self, observations: Observations, slots: npt.NDArray[np.int64]) -> None:
+        """Bring earlier observations up to date in some of the slots, in place."""
+        for key, array in self._slots.observations.items():
+            observations[key][slots] = array[slots]
+        observations.prompt_versions[slots] = self._slots.prompt_versions[slots]
+
+    @property
+    def turns(self) -> list[tuple[Turn, ...]]:
+        """Each slot's conversation so far."""
+        return self._slots.turns
+
+    def example(self, slot: int) -> Example:
+        """Return the example that a slot's episode is about."""
+        return self.examples[self._slots.examples[slot]]
+
+    def encode_response(self, text: str, slot: int = 0) -> TokenIds:
+        """Return the tokens with which an agent would say `text` in a slot's present state.
+
+        EOS is included unless the budget ends first.
+        """
+        turns = self.turns[slot]
+        if len(turns) > 1:
+            before = self.task.format_reply(turns[-1].text)
+        else:
+            before = self.task.prompt(self.example(slot))
+        return self.codec.encode_response(text, before)[: self.max_new_tokens]
 
     def reset(self, slot: int, rng: np.random.Generator, example: int | None = None) -> None:
         """Start an episode in a slot, on a random example or on the one with this index.
@@ -146,16 +175,16 @@ class TextEngine:
                 f"options['example'] must be in [0, {len(self.examples)}) for split "
                 f"{self.split!r}, but it is {example}."
             )
-        self._example[slot] = example
+        self._slots.examples[slot] = example
         self.turns[slot] = (Turn("user", self.examples[example].prompt),)
-        self._set_prompt(slot, self._prompts[example])
+        self._slots.set_prompt(slot, self._encoded.prompts[example])
 
     def step(
         self,
         actions: npt.NDArray[np.int64],
         rngs: Sequence[np.random.Generator],
         slots: npt.NDArray[np.int64] | None = None,
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], list[tuple[int, Info]]]:
+    ) -> Transitions:
         """Append one token to each of the slots.
 
         Args:
@@ -166,227 +195,97 @@ class TextEngine:
         Returns:
             The rewards and whether the episodes ended, each of shape (num_envs,), and the info of
             each slot whose turn ended.
+
+        Raises:
+            ValueError: If an action is no token id.
         """
-        rewards = np.zeros(len(actions))
-        terminated = np.zeros(len(actions), dtype=np.bool_)
-        slots = np.arange(len(actions)) if slots is None else slots
+        slots = np.arange(self.num_envs) if slots is None else slots
         tokens = actions[slots]
-        if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.action_space.n):
+        check_ids(tokens, self.codec)
+        lengths = self._slots.append(slots, tokens)
+        ending = slots[self.codec.is_stop(tokens) | (lengths == self.max_new_tokens)]
+        return self._end_turns(ending.tolist(), rngs)
+
+    def respond(
+        self,
+        slots: Sequence[int] | npt.NDArray[np.int64],
+        responses: Sequence[Sequence[int] | TokenIds],
+        rngs: Sequence[np.random.Generator],
+    ) -> Transitions:
+        """Give the slots the whole rest of their turns at once.
+
+        The transitions are those of the tokens one by one: the same rewards, infos, replies and
+        grown prompts, and the same draws from the generators.
+
+        Args:
+            slots: Which slots respond, each once.
+            responses: The token ids for each of `slots`: up to the stop token, which is included,
+                or as many as are left of the budget.
+            rngs: Each slot's generator, (num_envs,).
+
+        Returns:
+            What `step` returns. All infos are there, since all turns end.
+
+        Raises:
+            ValueError: If a response is not exactly the rest of a turn. No slot is then changed.
+        """
+        chosen = [int(slot) for slot in slots]
+        if len(set(chosen)) < len(chosen) or len(chosen) != len(responses):
             raise ValueError(
-                f"Actions must be token ids in [0, {self.action_space.n}), but they range from "
-                f"{tokens.min()} to {tokens.max()}."
+                "respond expects one response for each of its slots, each of them once, but got "
+                f"{len(responses)} responses for the slots {chosen}."
             )
-        length = self._response_length[slots]
-        self._response[slots, length] = tokens
-        self._response_length[slots] = length + 1
-        ending = slots[(tokens == self.eos_token_id) | (length + 1 == self.max_new_tokens)]
-        if not len(ending):
-            return rewards, terminated, []
-        infos = self._end_turns([int(slot) for slot in ending], rngs)
-        for slot, info in infos:
-            rewards[slot] = sum(info["reward_terms"].values())
-            terminated[slot] = info["transcript"].final
+        rests = [
+            rest_of_turn(self._encoded, self._slots, slot, response)
+            for slot, response in zip(chosen, responses, strict=True)
+        ]
+        for slot, tokens in zip(chosen, rests, strict=True):
+            self._slots.extend(slot, tokens)
+        return self._end_turns(chosen, rngs)
+
+    def _end_turns(self, slots: Sequence[int], rngs: Sequence[np.random.Generator]) -> Transitions:
+        """Decode the finished responses, let the users reply, score everything at once."""
+        rewards = np.zeros(self.num_envs)
+        terminated = np.zeros(self.num_envs, dtype=np.bool_)
+        infos: list[tuple[int, Info]] = []
+        if not slots:
+            return rewards, terminated, infos
+        transcripts = [end_turn(self._encoded, self._slots, slot, rngs[slot]) for slot in slots]
+        deferred = self.deferred_scorer
+        terms = [term for term in self.terms if deferred is None or not term.slow]
+        scores = {term.name: score_transcripts(term, transcripts) for term in terms}
+        for i, (slot, transcript) in enumerate(zip(slots, transcripts, strict=True)):
+            own = {name: values[i] for name, values in scores.items()}
+            infos.append((slot, self._info(slot, transcript, own)))
+            rewards[slot] = sum(own.values())
+            terminated[slot] = transcript.final
+        if deferred is not None:
+            deferred.defer([info for _, info in infos])
         return rewards, terminated, infos
 
-    def _end_turns(
-        self, slots: Sequence[int], rngs: Sequence[np.random.Generator]
-    ) -> list[tuple[int, Info]]:
-        """Decode the finished responses, let the users reply, score everything at once."""
-        transcripts = []
-        for slot in slots:
-            transcript, continuation = self._end_turn(slot, rngs[slot])
-            transcripts.append(transcript)
-            if continuation is not None:
-                self._set_prompt(slot, continuation)
-        late = self.late_scorer
-        terms = [term for term in self.terms if late is None or not term.slow]
-        scores = {term.name: score_transcripts(term, transcripts) for term in terms}
-        infos = []
-        for i, (slot, transcript) in enumerate(zip(slots, transcripts, strict=True)):
-            info: Info = {
-                "transcript": transcript,
-                "reward_terms": {name: values[i] for name, values in scores.items()},
-            }
-            if transcript.final:
-                info["example"] = self._example[slot]
-                success = self.task.is_success(transcript)
-                if success is not None:
-                    info["is_success"] = bool(success)
-            infos.append((slot, info))
-        if late is not None:
-            late.take([info for _, info in infos])
-        return infos
-
-    def _end_turn(self, slot: int, rng: np.random.Generator) -> tuple[Transcript, TokenIds | None]:
-        """Return the finished turn and, if the conversation goes on, the grown prompt."""
-        tokens = self._response[slot, : self._response_length[slot]]
-        stopped = bool(tokens[-1] == self.eos_token_id)
-        response = decode_response(self.tokenizer, tokens[:-1] if stopped else tokens)
-        turns = (*self.turns[slot], Turn("agent", response))
-        self.turns[slot] = turns
-        transcript = Transcript(
-            self.examples[self._example[slot]], turns, len(tokens), stopped, final=False
-        )
-        if len(transcript.responses) < self.task.max_turns:
-            reply = self.task.reply(transcript, rng)
-            if reply is not None:
-                prompt = self.observations["prompt"][slot]
-                continuation = np.concatenate(
-                    [
-                        prompt[: self.observations["prompt_length"][slot, 0]],
-                        tokens,
-                        encode_continuation(self.tokenizer, self.task.format_reply(reply)),
-                    ]
-                )
-                if len(continuation) <= self.max_prompt_tokens:
-                    self.turns[slot] = (*turns, Turn("user", reply))
-                    return transcript, continuation
-        return Transcript(transcript.example, turns, len(tokens), stopped), None
-
-    def _set_prompt(self, slot: int, tokens: TokenIds) -> None:
-        prompt = self.observations["prompt"]
-        prompt[slot, : len(tokens)] = tokens
-        prompt[slot, len(tokens) :] = self.pad_token_id
-        self.observations["prompt_length"][slot] = len(tokens)
-        self._response[slot] = self.pad_token_id
-        self._response_length[slot] = 0
-
-    def _fill(self, key: str) -> int:
-        return 0 if key.endswith("length") else self.pad_token_id
-
-    def _every_split(
-        self, dataset: Any, fields: Mapping[str, str] | None, split: str
-    ) -> list[Sequence[Example]]:
-        """Return the examples of every split that there is, the present one first."""
-        found: list[Sequence[Example]] = [self.examples]
-        for name in splits_of(dataset, split):
-            # A task of a user's may know fewer splits than there are names.
-            with suppress(KeyError, ValueError):
-                found.append(load_examples(self.task, dataset, fields, name))
-        return found
-
-    def _natural_budget(self, splits: Sequence[Sequence[Example]]) -> int:
-        """Return a budget for the longest prompt of any split: one agent fits them all."""
-        longest = max(
-            len(ids)
-            for examples in splits
-            for ids in encode_prompts(self.tokenizer, self._texts(examples))
-        )
-        later_turns = (self.task.max_turns - 1) * (self.max_new_tokens + REPLY_TOKENS)
-        return int(longest + later_turns)
-
-    def _texts(self, examples: Sequence[Example]) -> tuple[str, ...]:
-        return tuple(self.task.prompt(example) for example in examples)
-
-    def _encode_prompts(
-        self,
-        budget: int | None,
-        truncate: Literal["left", "right"] | None,
-        splits: Sequence[Sequence[Example]],
-    ) -> Sequence[TokenIds]:
-        """Encode every prompt, settle the prompt budget, and hold the prompts to it."""
-        if truncate not in (None, "left", "right"):
-            raise ValueError(
-                f"truncate_prompt must be None, 'left' or 'right', but it is {truncate!r}."
-            )
-        texts = self._texts(self.examples)
-        prompts = encode_prompts(self.tokenizer, texts)
-        longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-        self.max_prompt_tokens = budget or self._natural_budget(splits)
-        if len(prompts[longest]) <= self.max_prompt_tokens:
-            return prompts
-        if truncate is None:
-            raise ValueError(
-                f"The prompt of example {longest} is {len(prompts[longest])} tokens long, over "
-                f"max_prompt_tokens={self.max_prompt_tokens}: {texts[longest][:80]!r}... Raise "
-                "max_prompt_tokens, or say which side to cut off with truncate_prompt='left' or "
-                "'right'."
-            )
-        size = self.max_prompt_tokens
-        return [ids[-size:] if truncate == "left" else ids[:size] for ids in prompts]
-
-    def _choice_tokens(self) -> list[TokenIds]:
-        """Return the tokens of each allowed response, after the prompt of the first example."""
-        if self.task.choices is None:
-            return []
-        prompt = self.task.prompt(self.examples[0])
-        return [
-            encode_response(self.tokenizer, choice, prompt, eos=False)
-            for choice in self.task.choices
-        ]
-
-    def _allowed_tokens(self, choices: Sequence[TokenIds]) -> set[int] | None:
-        if not choices:
-            return None
-        for text, choice in zip(self.task.choices or (), choices, strict=True):
-            if len(choice) > self.max_new_tokens:
-                raise ValueError(
-                    f"max_new_tokens={self.max_new_tokens} is too few for the choice {text!r}, "
-                    f"which takes {len(choice)}."
-                )
-        allowed = {int(token) for choice in choices for token in choice}
-        one_length = {len(choice) for choice in choices} == {self.max_new_tokens}
-        return allowed if one_length else allowed | {self.eos_token_id}
-
-    def encode_response(self, text: str, slot: int = 0) -> TokenIds:
-        """Return the tokens with which an agent would say `text` in a slot's present state.
-
-        EOS is included unless the budget ends first.
-        """
-        prompt = self.task.prompt(self.examples[self._example[slot]])
-        if len(self.turns[slot]) > 1:
-            prompt = self.task.format_reply(self.turns[slot][-1].text)
-        return encode_response(self.tokenizer, text, prompt)[: self.max_new_tokens]
-
-    def example(self, slot: int) -> Example:
-        """Return the example that a slot's episode is about."""
-        return self.examples[self._example[slot]]
+    def _info(self, slot: int, transcript: Transcript, reward_terms: dict[str, float]) -> Info:
+        info: Info = {"transcript": transcript, "reward_terms": reward_terms}
+        if transcript.final:
+            info["example"] = self._slots.examples[slot]
+            success = self.task.is_success(transcript)
+            if success is not None:
+                info["is_success"] = bool(success)
+        return info
 
     def get_state(self) -> dict[str, Any]:
         """Return where each slot stands, as plain data without the examples and the tokenizer."""
-        return {
-            "made_of": self.made_of,
-            "observations": {key: array.copy() for key, array in self.observations.items()},
-            "turns": list(self.turns),
-            "example": list(self._example),
-        }
+        return {"made_of": self.made_of, **self._slots.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Put each slot where `get_state` found it.
+        """Restore what `get_state` returned.
 
         Raises:
             ValueError: If the state is that of an engine with other examples, budgets or slots.
         """
         check_fits(state["made_of"], self.made_of)
-        for key, array in self.observations.items():
-            array[...] = state["observations"][key]
-        self.turns = list(state["turns"])
-        self._example = list(state["example"])
+        self._slots.set_state(state)
 
     @property
     def made_of(self) -> dict[str, Any]:
         """What a state is only of use with."""
-        return {
-            "num_envs": self.num_envs,
-            "max_prompt_tokens": self.max_prompt_tokens,
-            "max_new_tokens": self.max_new_tokens,
-            "examples": len(self.examples),
-            "digest": self._digest,
-        }
-
-    @cached_property
-    def _digest(self) -> str:
-        """A hash of the examples: prompts as tokens, references as text."""
-        digest = hashlib.sha256()
-        for example, prompt in zip(self.examples, self._prompts, strict=True):
-            digest.update(prompt.tobytes() + repr(example.references).encode())
-        return digest.hexdigest()[:16]
-
-
-def _budget(name: str, given: int | None, default: Any) -> Any:
-    """Return a token budget, or the default if none is given."""
-    if given is None:
-        return default
-    if not isinstance(given, (int, np.integer)) or given < 1:
-        raise ValueError(f"{name} must be a positive integer, but it is {given!r}.")
-    return int(given)
+        return {"num_envs": self.num_envs, **self._encoded.made_of}

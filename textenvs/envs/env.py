@@ -10,10 +10,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from textenvs.envs.engine import Info, Observation, TextEngine
+from textenvs.envs.engine import Info, TextEngine
+from textenvs.envs.observations import Observation
 from textenvs.envs.rendering import Screen, render_ansi
 from textenvs.envs.state import generator_from, generator_state
 from textenvs.task import Task
+from textenvs.text.codec import TextCodec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +50,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
     Args:
         task: A registered id, "package.module:Class", a `Task` class or a `Task`.
-        tokenizer: None (the embedded one), a name or path, or a tokenizer (never changed).
+        tokenizer: None (the embedded one), a name or path, a tokenizer (never changed), or a
+            `textenvs.text.codec.TextCodec`, which says how to use one.
         dataset: None (the task's own data) or what `textenvs.data.sources.load_examples` takes.
         fields: Which columns of the dataset hold `prompt`, `references`, ...
         split: "train", "validation", "test", or a part such as "train[:90%]".
@@ -67,7 +70,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
     def __init__(
         self,
         task: str | Task | type[Task],
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None = None,
         dataset: Any = None,
         fields: Mapping[str, str] | None = None,
         split: str = "train",
@@ -78,7 +81,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            # A TypeError, since SB3 asks for "rgb_array" and, after one, does without.
+            # SB3 tries render_mode="rgb_array" and, after a TypeError, no render mode.
             raise TypeError(
                 f"render_mode must be None, 'ansi' or 'human', but it is {render_mode!r}."
             )
@@ -163,7 +166,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `get_state` was called, here or in an environment made alike.
+        """Restore what `get_state` returned, here or in an environment made alike.
 
         Raises:
             ValueError: If the state is that of an environment with other examples or budgets.
@@ -174,7 +177,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self._running = state["running"]
         self._info = dict(state["info"])
 
-    # Under this name, Gymnasium's and SB3's ways to get and set attributes reach it in workers.
+    # An attribute, which Gymnasium and SB3 can get and set in worker processes by its name.
     text_state = property(get_state, set_state)
 
     def _show(self, first: bool = False) -> None:

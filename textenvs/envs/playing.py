@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from textenvs.envs.engine import Info, Observation, TextEngine
+from textenvs.envs.engine import Info, TextEngine
+from textenvs.envs.observations import Observation
 from textenvs.task import Example, Transcript, Turn
 from textenvs.text.codec import TokenIds
 
@@ -65,7 +66,7 @@ class ScriptedAgent:
         actions = np.full(engine.num_envs, engine.eos_token_id, dtype=np.int64)
         for slot, length in enumerate(observations["response_length"][:, 0].tolist()):
             turns = engine.turns[slot]
-            # Each turn has a tuple of its own; a slot that is not stepped is not asked again.
+            # The tuple is replaced with every turn, so the same object means the same turn.
             if length == 0 and self._answered.get(slot) is not turns:
                 text = self._respond(engine.example(slot), turns, self._rng)
                 self._pending[slot] = engine.encode_response(text, slot)
@@ -94,15 +95,17 @@ def play(
     waiting = iter(episodes)
     running: dict[int, Episode] = {}
     rngs = [np.random.default_rng() for _ in range(engine.num_envs)]
+    prompt_lengths = np.zeros(engine.num_envs, dtype=np.int64)
 
     def start(slot: int) -> None:
         """Give a free slot the next example, if there is one."""
         running.pop(slot, None)
         episode = next(waiting, None)
-        # Without one, the slot idles on an episode of its own, which nobody steps.
+        # A slot without one holds any episode, for agents to read; it is not stepped.
         index = episodes[0].example if episode is None else episode.example
         rngs[slot] = np.random.default_rng([seed, index])
         engine.reset(slot, rngs[slot], index)
+        prompt_lengths[slot] = engine.observations["prompt_length"][slot, 0]
         if episode is not None:
             running[slot] = episode
 
@@ -110,27 +113,24 @@ def play(
         start(slot)
     while running:
         actions = agent(engine, engine.observations)
-        before = _turns(engine, actions)
         _, terminated, infos = engine.step(actions, rngs, np.array(sorted(running)))
         for slot, info in infos:
-            _record(running[slot], before(slot), info)
+            turn = _turn(engine, slot, int(prompt_lengths[slot]), info["transcript"])
+            _record(running[slot], turn, info)
+            prompt_lengths[slot] = engine.observations["prompt_length"][slot, 0]
             if terminated[slot]:
                 start(slot)
     return episodes
 
 
-def _turns(
-    engine: TextEngine, actions: npt.NDArray[np.int64]
-) -> Callable[[int], tuple[TokenIds, TokenIds]]:
-    """Return what tells a slot's prompt and response, the token about to be appended included."""
-    now = {key: array.copy() for key, array in engine.observations.items()}
-
-    def turn(slot: int) -> tuple[TokenIds, TokenIds]:
-        prompt = now["prompt"][slot, : now["prompt_length"][slot, 0]]
-        response = now["response"][slot, : now["response_length"][slot, 0]]
-        return prompt.copy(), np.append(response, actions[slot])
-
-    return turn
+def _turn(
+    engine: TextEngine, slot: int, prompt_length: int, transcript: Transcript
+) -> tuple[TokenIds, TokenIds]:
+    """Return the prompt and the response of a turn that has just ended, of the prompt's length."""
+    prompt = engine.observations["prompt"][slot]
+    # If the conversation continues, the prompt has grown by the response and a reply.
+    response = engine.observations["response"][slot] if transcript.final else prompt[prompt_length:]
+    return prompt[:prompt_length].copy(), response[: transcript.response_tokens].copy()
 
 
 def _record(episode: Episode, turn: tuple[TokenIds, TokenIds], info: Info) -> None:

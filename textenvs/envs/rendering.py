@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.utils import colorize
 
-from textenvs.text.codec import decode_response
-
 if TYPE_CHECKING:
     from textenvs.envs.engine import TextEngine
 
@@ -27,7 +25,7 @@ def render_ansi(engine: TextEngine, slot: int, info: dict[str, Any]) -> str:
     ]
     length = int(engine.observations["response_length"][slot, 0])
     if not (turns and turns[-1].role == "agent"):
-        partial = decode_response(engine.tokenizer, engine.observations["response"][slot, :length])
+        partial = engine.codec.decode_response(engine.observations["response"][slot, :length])
         lines.append(colorize(f"{'agent':>6}: ", "gray") + colorize(partial, "green") + "▏")
     if info:
         terms = ", ".join(f"{name} {value:+.3f}" for name, value in info["reward_terms"].items())

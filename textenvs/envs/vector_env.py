@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 from gymnasium.error import ResetNeeded
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textenvs.envs.engine import Info, Observation, TextEngine
+from textenvs.envs.engine import Info, TextEngine
 from textenvs.envs.env import TextEnv
+from textenvs.envs.observations import Observation, Observations
 from textenvs.envs.rendering import render_ansi
-from textenvs.envs.state import generator_from, generator_state
+from textenvs.envs.state import SlotGenerators
 from textenvs.task import Task
+from textenvs.text.codec import TextCodec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Mask = npt.NDArray[np.bool_]
+Rewards = npt.NDArray[np.float64]
 
 
 class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):
@@ -31,16 +33,17 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
     Slot i behaves as a `TextEnv` seeded with `seed + i` in a Gymnasium `SyncVectorEnv` does.
 
     Args:
-        task: See `TextEnv`.
+        task: A registered id, "package.module:Class", a `Task` class or a `Task`.
         num_envs: The number of slots.
-        tokenizer: See `TextEnv`.
-        dataset: See `TextEnv`.
-        fields: See `TextEnv`.
-        split: See `TextEnv`.
-        reward: See `TextEnv`.
-        max_prompt_tokens: See `TextEnv`.
-        max_new_tokens: See `TextEnv`.
-        truncate_prompt: See `TextEnv`.
+        tokenizer: None (the embedded one), a name or path, a tokenizer (never changed), or a
+            `textenvs.text.codec.TextCodec`, which says how to use one.
+        dataset: None (the task's own data) or what `textenvs.data.sources.load_examples` takes.
+        fields: Which columns of the dataset hold `prompt`, `references`, ...
+        split: "train", "validation", "test", or a part such as "train[:90%]".
+        reward: None (the task's own) or what `textenvs.rewards.resolve_rewards` takes.
+        max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
+        max_new_tokens: The response budget of a turn, EOS included. None: the task's.
+        truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
         render_mode: "ansi" or None.
         max_episode_steps: Truncate an episode after so many tokens. None: never.
         autoreset_mode: When a slot starts its next episode, as in Gymnasium.
@@ -52,7 +55,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         self,
         task: str | Task | type[Task],
         num_envs: int = 1,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None = None,
         dataset: Any = None,
         fields: Mapping[str, str] | None = None,
         split: str = "train",
@@ -91,8 +94,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps
         self.copy = copy
-        self._rngs: list[np.random.Generator] = []
-        self._seeds: list[int | None] = []
+        self._generators = SlotGenerators(num_envs)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         # Slots without an episode: never reset, or over and waiting for their reset.
         self._over = np.ones(num_envs, dtype=np.bool_)
@@ -111,19 +113,19 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """Each slot's generator."""
-        return tuple(self._rngs)
+        return tuple(self._generators.rngs)
 
     @property
     def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
         """Each slot's seed."""
-        return tuple(self._seeds)
+        return tuple(self._generators.seeds)
 
     def reset(
         self,
         *,
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
-    ) -> tuple[Observation, Info]:
+    ) -> tuple[Observations, Info]:
         """Start episodes.
 
         Args:
@@ -133,7 +135,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         """
         options = options or {}
         mask = self._reset_mask(options.get("reset_mask"))
-        self._seed(seed, mask)
+        self._generators.seed(seed, mask)
         example = options.get("example")
         examples = [None] if example is None else np.atleast_1d(np.asarray(example)).tolist()
         if len(examples) not in (1, self.num_envs):
@@ -143,45 +145,100 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             )
         for slot in np.flatnonzero(mask):
             self._start(int(slot), examples[slot % len(examples)])
-        return self._observation(), {}
+        return self.engine.observe(self.copy), {}
 
     def step(
         self, actions: npt.NDArray[np.int64]
-    ) -> tuple[Observation, npt.NDArray[np.float64], Mask, Mask, Info]:
+    ) -> tuple[Observations, Rewards, Mask, Mask, Info]:
         """Append one token to each slot's response; `actions` has shape (num_envs,)."""
+        waiting = np.flatnonzero(self._over)
+        may_wait = self.autoreset_mode == AutoresetMode.NEXT_STEP and self._generators.rngs
+        running = np.flatnonzero(~self._over) if len(waiting) and may_wait else None
+        observations, rewards, terminated, truncated, ended = self.advance(actions, running)
+        infos: Info = {}
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            waiting = np.flatnonzero(terminated | truncated)
+            for slot in waiting.tolist():
+                final = {
+                    "final_obs": {key: array[slot].copy() for key, array in observations.items()},
+                    "final_info": ended.pop(slot, {}),
+                }
+                infos = self._add_info(infos, final, slot)
+        for slot, info in ended.items():
+            infos = self._add_info(infos, info, slot)
+        if len(waiting):
+            observations = self.restart(waiting, observations)
+        return observations, rewards, terminated, truncated, infos
+
+    def advance(
+        self, actions: npt.NDArray[np.int64], slots: npt.NDArray[np.int64] | None = None
+    ) -> tuple[Observations, Rewards, Mask, Mask, dict[int, Info]]:
+        """Append one token to some slots' responses, and start no episode.
+
+        This is `step` without autoreset and without Gymnasium's dicts of arrays.
+
+        Args:
+            actions: Token ids, (num_envs,); those of other slots are ignored.
+            slots: The indices of the slots to step; None: all. The others stay where they are.
+
+        Returns:
+            Observations, rewards, terminated and truncated, each of all slots, and an info for each
+            slot whose turn ended.
+
+        Raises:
+            ValueError: If the actions are no token ids, or the slots no indices.
+            ResetNeeded: If the episode in one of the slots is over or has not started.
+        """
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
             raise ValueError(
                 f"actions must be {self.num_envs} integers, but they have shape {actions.shape} "
                 f"and dtype {actions.dtype}."
             )
-        waiting = np.flatnonzero(self._over)
-        if len(waiting) and (
-            self.autoreset_mode != AutoresetMode.NEXT_STEP or len(self._rngs) < self.num_envs
-        ):
+        stepped = np.arange(self.num_envs) if slots is None else np.asarray(slots)
+        if not np.issubdtype(stepped.dtype, np.integer):
+            raise ValueError(
+                f"slots must be indices, but they are of dtype {stepped.dtype}: "
+                "np.flatnonzero(mask) makes indices out of a mask."
+            )
+        over = stepped[self._over[stepped]]
+        if len(over):
             raise ResetNeeded(
-                f"The episodes in slots {waiting.tolist()} are over or have not started: call "
+                f"The episodes in slots {over.tolist()} are over or have not started: call "
                 "reset(), with options={'reset_mask': mask} for some of the slots."
             )
-        slots = np.flatnonzero(~self._over) if len(waiting) else None
-        rewards, terminated, ended = self.engine.step(actions, self._rngs, slots)
-        self._elapsed += 1
-        for slot in waiting:
-            self._start(int(slot))
+        rewards, terminated, ended = self.engine.step(actions, self._generators.rngs, stepped)
+        self._elapsed[stepped] += 1
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
         if self.max_episode_steps is not None:
-            truncated = self._elapsed >= self.max_episode_steps
+            truncated[stepped] = self._elapsed[stepped] >= self.max_episode_steps
+        self._over[stepped] = (terminated | truncated)[stepped]
         self._infos = dict(ended)
-        infos: Info = {}
-        done = terminated | truncated
-        if self.autoreset_mode == AutoresetMode.SAME_STEP:
-            infos = self._same_step_reset(np.flatnonzero(done))
-        else:
-            self._over = done
-        for ended_slot, info in ended:
-            if not self._was_reset(ended_slot, done):
-                infos = self._add_info(infos, info, ended_slot)
-        return self._observation(), rewards, terminated, truncated, infos
+        # Copies: wrappers write into what they are given, and rendering needs it as it was.
+        infos = {slot: {**info, "reward_terms": dict(info["reward_terms"])} for slot, info in ended}
+        return self.engine.observe(self.copy), rewards, terminated, truncated, infos
+
+    def restart(
+        self, slots: npt.NDArray[np.int64], observations: Observations | None = None
+    ) -> Observations:
+        """Start the next episodes in some of the slots.
+
+        Args:
+            slots: The indices of the slots, each once.
+            observations: What `advance` has returned: it is brought up to date in these slots, and
+                no other array is copied. None: all are observed anew.
+
+        Raises:
+            ResetNeeded: If the environment has never been reset.
+        """
+        if not self._generators.rngs:
+            raise ResetNeeded("No episode has started yet: call reset() before restart().")
+        for slot in slots:
+            self._start(int(slot))
+        if observations is None:
+            return self.engine.observe(self.copy)
+        self.engine.refresh(observations, slots)
+        return observations
 
     def render(self) -> tuple[str, ...] | None:
         """Return each slot's conversation as coloured text."""
@@ -196,66 +253,30 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         """Return where each slot's episode and generator stand, as plain data."""
         return {
             "engine": self.engine.get_state(),
-            "generators": [generator_state(rng) for rng in self._rngs],
-            "seeds": list(self._seeds),
+            **self._generators.get_state(),
             "elapsed": self._elapsed.copy(),
             "over": self._over.copy(),
             "infos": {slot: dict(info) for slot, info in self._infos.items()},
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `get_state` was called, here or in an environment made alike.
+        """Restore what `get_state` returned, here or in an environment made alike.
 
         Raises:
             ValueError: If the state is that of an environment with other examples, budgets or
                 number of slots.
         """
         self.engine.set_state(state["engine"])
-        generators = [generator_from(generator) for generator in state["generators"]]
-        self._rngs = [rng for rng in generators if rng is not None]
-        self._seeds = list(state["seeds"])
+        self._generators.set_state(state)
         self._elapsed[:] = state["elapsed"]
-        self._over = state["over"].copy()
+        self._over[:] = state["over"]
         self._infos = {slot: dict(info) for slot, info in state["infos"].items()}
 
-    def _was_reset(self, slot: int, done: Mask) -> bool:
-        return bool(self.autoreset_mode == AutoresetMode.SAME_STEP and done[slot])
-
-    def _same_step_reset(self, slots: npt.NDArray[np.intp]) -> Info:
-        """Keep what the finished episodes ended with, and start the next ones."""
-        infos: Info = {}
-        for slot in slots:
-            final = {
-                "final_obs": {k: v[slot].copy() for k, v in self.engine.observations.items()},
-                "final_info": self._infos.pop(int(slot), {}),
-            }
-            infos = self._add_info(infos, final, int(slot))
-            self._start(int(slot))
-        return infos
-
     def _start(self, slot: int, example: int | None = None) -> None:
-        self.engine.reset(slot, self._rngs[slot], example)
+        self.engine.reset(slot, self._generators.rngs[slot], example)
         self._elapsed[slot] = 0
         self._over[slot] = False
-
-    def _seed(self, seed: int | Sequence[int | None] | None, mask: Mask) -> None:
-        if seed is None:
-            seeds: Sequence[int | None] = [None] * self.num_envs
-        elif isinstance(seed, (int, np.integer)):
-            seeds = [int(seed) + slot for slot in range(self.num_envs)]
-        else:
-            seeds = seed
-        if len(seeds) != self.num_envs:
-            raise ValueError(
-                f"Expected {self.num_envs} seeds, one for each slot, got {len(seeds)}."
-            )
-        if not self._rngs:
-            generators = [seeding.np_random(s) for s in seeds]
-            self._rngs = [rng for rng, _ in generators]
-            self._seeds = [used for _, used in generators]
-        for slot, value in enumerate(seeds):
-            if value is not None and mask[slot]:
-                self._rngs[slot], self._seeds[slot] = seeding.np_random(value)
+        self._infos.pop(slot, None)
 
     def _reset_mask(self, mask: Any) -> Mask:
         if mask is None:
@@ -267,7 +288,3 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
                 f"at least one True, but it has dtype {mask.dtype}, shape {mask.shape}."
             )
         return cast("Mask", mask)
-
-    def _observation(self) -> Observation:
-        live = self.engine.observations
-        return {key: array.copy() for key, array in live.items()} if self.copy else live

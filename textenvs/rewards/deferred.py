@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from textenvs.rewards import RewardTerm, score_transcripts
+from textenvs.rewards.scoring import score_transcripts
+from textenvs.rewards.terms import RewardTerm
 from textenvs.task import Transcript
 
 
-class LateScorer:
-    """Scores slow terms after the turns that they are about; see `TextEngine.late_scorer`.
+class DeferredScorer:
+    """Scores slow terms after the turns that they are about; see `TextEngine.deferred_scorer`.
 
     A term gets the transcripts in the order in which their turns ended, `size` at a time and the
-    rest when `finish` is called. So its batches depend on what was said, never on how long the
+    rest when `resolve` is called. So its batches depend on what was said, never on how long the
     scoring took: a model's scores may depend on the batch in their last digits.
 
     Args:
@@ -29,11 +30,11 @@ class LateScorer:
         self._infos: list[dict[str, Any]] = []
         self._waiting: dict[str, list[Transcript]] = {term.name: [] for term in self._slow}
         self._batches: dict[str, list[Future[list[float]]]] = {t.name: [] for t in self._slow}
-        # One thread: a term need not bear to be called twice at a time.
+        # One thread, so that a term is never called twice at a time.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
 
-    def take(self, infos: Sequence[dict[str, Any]]) -> None:
-        """Take over the infos of turns that have ended, whose `reward_terms` lack the slow ones.
+    def defer(self, infos: Sequence[dict[str, Any]]) -> None:
+        """Keep the infos of turns that have ended until their slow `reward_terms` are known.
 
         Raises:
             ValueError: If a term has failed on an earlier batch.
@@ -46,7 +47,7 @@ class LateScorer:
                     if len(self._waiting[term.name]) == self._size:
                         self._submit(term)
 
-    def finish(self) -> list[dict[str, Any]]:
+    def resolve(self) -> list[dict[str, Any]]:
         """Wait for all scores, and return all infos with their `reward_terms` complete.
 
         Raises:
@@ -64,18 +65,18 @@ class LateScorer:
             for term in self._slow:
                 applies = term.applies_to(info["transcript"])
                 terms[term.name] = next(scores[term.name]) if applies else 0.0
-            # They are summed up in the order of the terms.
+            # Sums are rounded in the order of their parts: keep the order of the terms.
             info["reward_terms"] = {name: terms[name] for name in self._names}
         return self._infos
 
     def close(self) -> None:
-        """Drop what has not been begun, and wait for the batch that has."""
+        """Drop the batches that wait, and wait for the one that is being scored."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, term: RewardTerm) -> None:
         for batches in self._batches.values():
             for batch in batches:
                 if batch.done():
-                    batch.result()  # A failure is told early, not at the end.
+                    batch.result()  # raises what the term raised: early, and not after the rollout
         transcripts, self._waiting[term.name] = self._waiting[term.name], []
         self._batches[term.name].append(self._thread.submit(score_transcripts, term, transcripts))

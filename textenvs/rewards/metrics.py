@@ -112,7 +112,7 @@ def _exact_match(response: str, references: Sequence[str]) -> float:
     return float(response in references)
 
 
-# To make one takes longer than to score a sentence.
+# Cached, since making a scorer takes longer than scoring a sentence.
 @lru_cache(maxsize=1)
 def _bleu_scorer() -> Any:
     from sacrebleu.metrics import BLEU
@@ -131,12 +131,12 @@ def _rouge_scorer() -> Any:
         ) from error
 
     tokenizer = DefaultTokenizer(use_stemmer=True)
-    # References come up again and again, and stemming them is most of the work.
+    # Stemming is most of the work, and the same references are stemmed again and again.
     tokenizer.tokenize = lru_cache(maxsize=4096)(tokenizer.tokenize)
     return RougeScorer(["rougeL"], tokenizer=tokenizer)
 
 
-# A task asks twice, for the reward and for the success.
+# Cached, since a task asks twice about a text: for the reward and for the success.
 @lru_cache(maxsize=1024)
 def _sentiment(text: str) -> float:
     return float(_sentiment_analyzer().polarity_scores(text)["compound"])

@@ -34,7 +34,7 @@ class AddReward(VectorWrapper, gym.utils.RecordConstructorArgs):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step, and score the transcripts of the turns that ended."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        # With same-step autoreset, what an episode ended with is in final_info.
+        # With same-step autoreset, the info of an episode's last step is in final_info.
         for info in (infos, infos.get("final_info", {})):
             if "transcript" in info:
                 rewards = rewards + self._add(info)

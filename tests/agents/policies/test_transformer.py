@@ -26,7 +26,7 @@ from tests.agents.helpers import (
 )
 from textenvs.envs.engine import TextEngine
 from textenvs.envs.playing import play
-from textenvs.text.codec import EMBEDDED_TOKENIZER
+from textenvs.text.loading import EMBEDDED_TOKENIZER
 
 CPU = th.device("cpu")
 

@@ -317,7 +317,7 @@ def test_other_agents_wait() -> None:
 
 def assert_nothing_is_left(model: Any) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rewards")]
-    assert model.env.venv.env.engine.late_scorer is None
+    assert model.env.venv.env.engine.deferred_scorer is None
 
 
 def assert_goes_on_rightly(model: Any) -> None:

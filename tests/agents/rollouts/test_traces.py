@@ -15,7 +15,7 @@ from agents.files import json_line, read_jsonl
 from agents.rollouts.traces import TraceCallback, drop_traces, evenly_spread, text_pieces, trace
 from tests.agents.agents import ITERATION, KINDS, N_STEPS, NUM_ENVS, make_agent, same, weights
 from textenvs.rewards import CallableReward
-from textenvs.text.codec import embedded_tokenizer
+from textenvs.text.loading import embedded_tokenizer
 
 COLUMNS = ("log_probs", "values", "advantages", "rewards")
 ALL = 1000  # more episodes than any rollout here has

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 
 from agents import GymnasiumVecEnv
 from tests.agents.helpers import vec_env
+from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.rewards import LengthPenalty
 
 NUM_ENVS = 3
@@ -245,3 +246,143 @@ def test_info_of_resets(mode: AutoresetMode) -> None:
         info["resets"] for info in ours.reset_infos
     ]
     assert max(info["resets"] for info in ours.reset_infos) > 3
+
+
+def twins(env_id: str, mode: AutoresetMode, **kwargs: Any) -> tuple[GymnasiumVecEnv, ...]:
+    """The same environment as it is, and inside a wrapper that does nothing."""
+    kwargs = {**KWARGS[env_id], "autoreset_mode": mode, "reward": reward(), **kwargs}
+    env, inner = (gym.make_vec(env_id, num_envs=NUM_ENVS, **kwargs) for _ in range(2))
+    both = (GymnasiumVecEnv(env), GymnasiumVecEnv(gym.vector.VectorWrapper(inner)))
+    for each in both:
+        each.seed(7)
+    assert_same(*(each.reset() for each in both))
+    return both
+
+
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("env_id", list(KWARGS))
+def test_native_steps_are_those_through_a_wrapper(
+    env_id: str, mode: AutoresetMode, copied: bool
+) -> None:
+    ours, theirs = twins(env_id, mode, max_episode_steps=14, copy=copied)
+    kept = []
+    ended = 0
+    for actions in actions_of(env_id, 120):
+        mine, other = ours.step(actions), theirs.step(actions)
+        for part in range(3):
+            assert_same(mine[part], other[part])
+        for info, expected in zip(mine[3], other[3], strict=True):
+            assert_same(info, expected)
+        assert ours.reset_infos == theirs.reset_infos == [{}] * NUM_ENVS
+        ended += int(mine[2].sum())
+        observations: Any = mine[0]
+        kept.append((observations, {key: value.copy() for key, value in observations.items()}))
+    assert ended > 5
+    for observations, values in kept:
+        assert_same(observations, values)
+    states = [each.env.unwrapped.get_state() for each in (ours, theirs)]  # type: ignore[attr-defined]
+    assert states[0]["generators"] == states[1]["generators"]
+
+
+def test_native_observations_know_the_versions_of_their_prompts() -> None:
+    env = VecMonitor(adapted("Dialogue-v0"))
+    before: Any = env.reset()
+    changes = 0
+    for actions in actions_of("Dialogue-v0", 60):
+        after: Any
+        after, _, _, infos = env.step(actions)
+        same = before.prompt_versions == after.prompt_versions
+        changes += int((~same).sum())
+        assert same.tolist() == ["transcript" not in info for info in infos]
+        assert (before["prompt"][same] == after["prompt"][same]).all()
+        before = after
+    assert changes > 5
+
+
+class Counted(TextVectorEnv):
+    """A step of its own."""
+
+    steps = 0
+
+    def step(self, actions: Any) -> Any:
+        self.steps += 1
+        return super().step(actions)
+
+
+def test_a_step_of_a_subclass_is_not_passed_by() -> None:
+    counted = Counted("TextGen-v0", 2)
+    env = GymnasiumVecEnv(counted)
+    env.reset()
+    env.step(np.array([5, 6]))
+    assert counted.steps == 1
+    with pytest.raises(ValueError, match="Only a TextVectorEnv without"):
+        env.active = np.array([True, False])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("env_id", ["TextGen-v0", "Dialogue-v0"])
+def test_inactive_slots_stay_where_they_are(env_id: str, mode: AutoresetMode) -> None:
+    env, every = adapted(env_id, mode=mode), adapted(env_id, mode=mode)
+    for each in (env, every):
+        each.seed(7)
+    before: Any = env.reset()
+    every.reset()
+    assert env.active is None
+    rng = np.random.default_rng(0)
+    # Slot by slot, what is stepped is what it would be if all slots stepped.
+    paths: list[list[Any]] = [[] for _ in range(NUM_ENVS)]
+    own: list[list[Any]] = [[] for _ in range(NUM_ENVS)]
+    tokens = actions_of(env_id, 200)
+    counts = np.zeros(NUM_ENVS, dtype=np.int64)
+    for _ in range(90):
+        mask = rng.random(NUM_ENVS) < 0.5
+        env.active = mask
+        assert env.active is not None and env.active.tolist() == mask.tolist()
+        generators = env.env.unwrapped.get_state()["generators"]  # type: ignore[attr-defined]
+        actions = np.array([tokens[count, slot] for slot, count in enumerate(counts)])
+        after: Any
+        after, rewards, dones, infos = env.step(np.where(mask, actions, -1))
+        for slot in range(NUM_ENVS):
+            row = {key: after[key][slot] for key in after}
+            if mask[slot]:
+                own[slot].append((row, rewards[slot], dones[slot], infos[slot]))
+                continue
+            assert (rewards[slot], dones[slot], infos[slot]) == (0, False, {})
+            assert_same(row, {key: before[key][slot] for key in before})
+            state = env.env.unwrapped.get_state()["generators"][slot]  # type: ignore[attr-defined]
+            assert state == generators[slot]
+        counts += mask
+        before = after
+    for actions in tokens[: counts.max()]:
+        after, rewards, dones, infos = every.step(actions)
+        for slot in range(NUM_ENVS):
+            row = {key: after[key][slot] for key in after}
+            paths[slot].append((row, rewards[slot], dones[slot], infos[slot]))
+    for slot, count in enumerate(counts):
+        assert count > 20 and any(done for _, _, done, _ in own[slot])
+        for mine, theirs in zip(own[slot], paths[slot][:count], strict=True):
+            for part in range(4):
+                assert_same(mine[part], theirs[part])
+    env.active = None
+    _, _, _, infos = env.step(np.full(NUM_ENVS, 0))
+    assert all("transcript" in info for info in infos)
+
+
+def test_only_native_environments_have_inactive_slots() -> None:
+    mask = np.array([True] * NUM_ENVS)
+    wrapped = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec("TextGen-v0", NUM_ENVS))
+    for env in (GymnasiumVecEnv(wrapped), adapted("TextGen-v0", "sync")):
+        env.active = None
+        with pytest.raises(ValueError, match="Only a TextVectorEnv without Gymnasium's wrappers"):
+            env.active = mask
+    native = adapted("TextGen-v0")
+    for bad in (mask[:2], mask.astype(int)):
+        with pytest.raises(ValueError, match=r"None or a boolean array of shape \(3,\), but"):
+            native.active = bad
+    mask[:] = False
+    native.active = mask
+    native.reset()
+    mask[:] = True
+    _, rewards, dones, infos = native.step(np.full(NUM_ENVS, 0))
+    assert not rewards.any() and not dones.any() and infos == [{}] * NUM_ENVS

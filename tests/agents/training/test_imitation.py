@@ -16,7 +16,7 @@ from agents import PPO, evaluate_split, warm_start
 from agents.training.imitation import IGNORED, default_cache, demonstrations
 from tests.agents.helpers import gpt2, llama
 from textenvs.task import Example, Task, Transcript, Turn
-from textenvs.text.codec import embedded_tokenizer
+from textenvs.text.loading import embedded_tokenizer
 
 WORDS = ("red", "green", "blue", "black", "white")
 

@@ -15,7 +15,8 @@ from tests.textenvs.toys import EXAMPLES, Chat, Echo, encode
 from textenvs import Example, LengthPenalty, Task, Transcript
 from textenvs.envs.engine import TextEngine
 from textenvs.rewards import CallableReward
-from textenvs.text.codec import EMBEDDED_TOKENIZER, decode_response, embedded_tokenizer
+from textenvs.text.codec import TextCodec
+from textenvs.text.loading import EMBEDDED_TOKENIZER, embedded_tokenizer
 
 TOKENIZER = embedded_tokenizer()
 EOS, PAD = 0, 1
@@ -131,6 +132,16 @@ def test_the_stop_token_is_the_tokenizers_own() -> None:
     assert info["reward_terms"]["missing_eos_penalty"] == -1
 
 
+def test_any_stop_token_ends_a_turn() -> None:
+    codec = TextCodec(stop_token_ids=[7])
+    engine = TextEngine(Echo, tokenizer=codec, reward=["task", "missing_eos_penalty"])
+    for stop in (7, EOS):
+        _, terminated, info = emit(started(engine), [*encode(" good"), stop])
+        assert terminated and info["transcript"].stopped
+        assert info["transcript"].response == "good"
+        assert info["reward_terms"] == {"task": 4.0, "missing_eos_penalty": 0}
+
+
 def test_an_empty_response_is_a_response() -> None:
     reward, terminated, info = emit(started(TextEngine(Echo)), [EOS])
     assert (reward, terminated, info["transcript"].response) == (0.0, True, "")
@@ -178,27 +189,34 @@ def test_only_the_given_slots_are_stepped() -> None:
     assert [slot for slot, _ in infos] == [0]
 
 
-def test_turns_that_end_together_are_scored_in_one_call_and_decoded_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+class CountingTokenizer(PreTrainedTokenizerFast):
+    """The embedded tokenizer; it keeps what it has decoded."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            tokenizer_file=str(EMBEDDED_TOKENIZER), eos_token="<|eos|>", pad_token="<|pad|>"
+        )
+        self.decoded: list[int] = []
+
+    def decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        self.decoded.append(len(token_ids))
+        return super().decode(token_ids, *args, **kwargs)
+
+
+def test_turns_that_end_together_are_scored_in_one_call_and_decoded_once() -> None:
     batches: list[int] = []
-    decoded: list[int] = []
+    tokenizer = CountingTokenizer()
 
     def count(transcripts: Sequence[Transcript]) -> list[float]:
         batches.append(len(transcripts))
         return [0.0] * len(transcripts)
 
-    def decode(tokenizer: Any, ids: Any) -> str:
-        decoded.append(len(ids))
-        return decode_response(tokenizer, ids)
-
-    monkeypatch.setattr("textenvs.envs.engine.decode_response", decode)
-    engine = started(TextEngine(Echo, 4, reward=count, max_new_tokens=50))
+    engine = started(TextEngine(Echo, 4, tokenizer=tokenizer, reward=count, max_new_tokens=50))
     for _ in range(20):
         engine.step(np.full(4, 5), rngs(4))
-    assert batches == decoded == []
+    assert batches == tokenizer.decoded == []
     engine.step(np.array([EOS, 5, EOS, EOS]), rngs(4))
-    assert batches == [3] and decoded == [20, 20, 20]
+    assert batches == [3] and tokenizer.decoded == [20, 20, 20]
 
 
 def test_a_step_within_a_turn_touches_one_entry_of_each_slot() -> None:

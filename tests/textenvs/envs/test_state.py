@@ -27,8 +27,9 @@ class Vector:
             self.env.reset(seed=seed)
 
     def step(self, rng: np.random.Generator) -> Any:
-        if self.env.autoreset_mode == AutoresetMode.DISABLED and self.env._over.any():
-            return self.env.reset(options={"reset_mask": self.env._over.copy()})
+        over = self.env.get_state()["over"]
+        if self.env.autoreset_mode == AutoresetMode.DISABLED and over.any():
+            return self.env.reset(options={"reset_mask": over})
         return self.env.step(random_actions(rng, self.env.single_action_space, 3))
 
 
@@ -63,7 +64,7 @@ def test_single(task: Any, steps: int) -> None:
     rng = np.random.default_rng(steps)
 
     def step(env: TextEnv, rng: np.random.Generator) -> Any:
-        if not env._running:
+        if not env.get_state()["running"]:
             return env.reset()
         return env.step(random_actions(rng, env.action_space, 1)[0])
 

@@ -284,3 +284,77 @@ def test_make_vec_passes_time_limits_on() -> None:
     env = gym.make_vec("TextGen-v0", num_envs=2, max_episode_steps=3)
     env.reset(seed=0)
     assert [bool(env.step(act(5, 5))[3].all()) for _ in range(3)] == [False, False, True]
+
+
+@every_mode
+def test_advance_and_restart_are_steps_and_resets_without_autoreset(mode: AutoresetMode) -> None:
+    stepped = TextVectorEnv(Chat, 3, autoreset_mode="Disabled", max_episode_steps=11)
+    advanced = TextVectorEnv(Chat, 3, autoreset_mode=mode, max_episode_steps=11)
+    assert same(stepped.reset(seed=3), advanced.reset(seed=3))
+    rng, space = np.random.default_rng(0), stepped.single_action_space
+    ended = 0
+    for _ in range(100):
+        actions = random_actions(rng, space, 3)
+        theirs, ours = stepped.step(actions), advanced.advance(actions)
+        assert same(ours[:4], theirs[:4])
+        batched, infos = theirs[4], ours[4]
+        assert sorted(infos) == np.flatnonzero(batched.get("_transcript", [])).tolist()
+        for slot, info in infos.items():
+            assert info["transcript"] == batched["transcript"][slot]
+            assert info["reward_terms"] == {"task": batched["reward_terms"]["task"][slot]}
+        done = ours[2] | ours[3]
+        if done.any():
+            ended += 1
+            restarted = advanced.restart(np.flatnonzero(done), ours[0])
+            assert restarted is ours[0]
+            assert same(stepped.reset(options={"reset_mask": done})[0], restarted)
+            assert restarted.prompt_versions.tolist() == (
+                advanced.engine.observe().prompt_versions.tolist()
+            )
+    assert ended > 5
+    assert same(stepped.get_state(), advanced.get_state())
+
+
+def test_advance_leaves_other_slots_where_they_are() -> None:
+    env = started(max_episode_steps=2)
+    before = env.get_state()
+    observation, rewards, terminated, truncated, infos = env.advance(act(-1, EOS, 6), act(1, 2))
+    assert lengths(observation) == [0, 1, 1] and list(infos) == [1]
+    assert terminated.tolist() == [False, True, False] and rewards[0] == 0
+    *_, truncated, infos = env.advance(act(5, 5, 6), act(0, 2))
+    assert truncated.tolist() == [False, False, True] and infos == {}
+    with pytest.raises(ResetNeeded, match=r"slots \[1, 2\] are over"):
+        env.advance(act(5, 5, 5))
+    with pytest.raises(ResetNeeded, match=r"slots \[2\] are over"):
+        env.advance(act(5, 5, 5), act(0, 2))
+    observation = env.restart(act(2))
+    assert lengths(observation) == [1, 1, 0]
+    assert lengths(env.advance(act(5, 5, 5), act(0, 2))[0]) == [2, 1, 1]
+    after = env.get_state()
+    assert after["generators"][:2] == before["generators"][:2] != after["generators"][2]
+
+
+def test_advance_and_restart_hold_to_indices_and_to_a_first_reset() -> None:
+    with pytest.raises(ValueError, match=r"slots must be indices, .* dtype bool.*flatnonzero"):
+        started().advance(act(5, 5, 5), np.array([True, False, True]))
+    with pytest.raises(ResetNeeded, match="No episode has started yet"):
+        TextVectorEnv(Echo, 2).restart(act(0))
+    with pytest.raises(ResetNeeded, match="have not started"):
+        TextVectorEnv(Echo, 2).advance(act(5, 5))
+
+
+def test_what_is_done_to_an_info_does_not_reach_the_environment() -> None:
+    env = started(render_mode="ansi")
+    shown = env.advance(act(EOS, 5, 5))[4]
+    rendered, state = env.render(), copy.deepcopy(env.get_state())
+    shown[0]["reward_terms"].clear()
+    shown[0]["episode"] = 1
+    assert env.render() == rendered and same(env.get_state(), state)
+
+
+def test_live_observations_stay_live_when_slots_are_restarted() -> None:
+    env = TextVectorEnv(Echo, 2, copy=False)
+    first, _ = env.reset(seed=0)
+    observation = env.advance(act(EOS, 5))[0]
+    again = env.restart(act(0), observation)
+    assert again["response"] is first["response"] and lengths(first) == [0, 1]

@@ -1,4 +1,4 @@
-"""Slow terms scored late: in which batches, with what result, and what becomes of failures."""
+"""Slow terms scored later: in which batches, with what result, and what becomes of failures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import textenvs  # noqa: F401 (registers the ids)
 from tests.textenvs.toys import Chat, Echo, finished
 from textenvs import CallableReward, Example, MetricReward, TaskReward, Transcript, register_task
 from textenvs.rewards import resolve_rewards, score_transcripts
-from textenvs.rewards.deferred import LateScorer
+from textenvs.rewards.deferred import DeferredScorer
 
 # A failure must not hang.
 BARRIER_TIMEOUT = 60.0
@@ -47,8 +47,8 @@ class Judge:
         return [len(batch) for batch in self.batches]
 
 
-def scorer(*terms: Any, size: int = 3) -> LateScorer:
-    return LateScorer([*terms, CallableReward(no_scores, "fast")], size)
+def deferred(*terms: Any, size: int = 3) -> DeferredScorer:
+    return DeferredScorer([*terms, CallableReward(no_scores, "fast")], size)
 
 
 def no_scores(transcripts: Sequence[Transcript]) -> list[float]:
@@ -57,12 +57,12 @@ def no_scores(transcripts: Sequence[Transcript]) -> list[float]:
 
 def test_batches_are_of_one_size_in_the_order_of_the_turns() -> None:
     judge = Judge()
-    late = scorer(CallableReward(judge, weight=0.5, slow=True))
+    scorer = deferred(CallableReward(judge, weight=0.5, slow=True))
     infos = turns(8)
     for some in (infos[:1], infos[1:2], infos[2:7], infos[7:]):
-        late.take(some)
-    assert late.finish() == infos
-    late.close()
+        scorer.defer(some)
+    assert scorer.resolve() == infos
+    scorer.close()
     assert judge.batches == [["x" * i for i in own] for own in ((1, 2, 3), (4, 5, 6), (7, 8))]
     # In the order of the terms.
     assert [list(info["reward_terms"].items()) for info in infos] == [
@@ -72,14 +72,14 @@ def test_batches_are_of_one_size_in_the_order_of_the_turns() -> None:
 
 def test_each_term_has_batches_of_what_it_scores() -> None:
     last, every = Judge(), Judge()
-    late = scorer(
+    scorer = deferred(
         CallableReward(last, "last", slow=True),
         CallableReward(every, "every", every_turn=True, slow=True),
     )
     infos = [info for pair in zip(turns(4, final=False), turns(4), strict=True) for info in pair]
-    late.take(infos)
-    late.finish()
-    late.close()
+    scorer.defer(infos)
+    scorer.resolve()
+    scorer.close()
     assert (last.sizes, every.sizes) == ([3, 1], [3, 3, 2])
     for info in infos:
         length = float(len(info["transcript"].response))
@@ -89,9 +89,9 @@ def test_each_term_has_batches_of_what_it_scores() -> None:
 
 def test_nothing_to_score() -> None:
     judge = Judge()
-    late = scorer(CallableReward(judge, slow=True))
-    assert late.finish() == []
-    late.close()
+    scorer = deferred(CallableReward(judge, slow=True))
+    assert scorer.resolve() == []
+    scorer.close()
     assert not judge.batches
 
 
@@ -104,30 +104,34 @@ def test_failures_say_what_they_always_say() -> None:
     infos = turns(2)
     with pytest.raises(ValueError, match=r"'judge' failed with KeyError: 'no model'") as expected:
         score_transcripts(term, [info["transcript"] for info in infos])
-    late = scorer(term)
-    late.take(infos)
+    scorer = deferred(term)
+    scorer.defer(infos)
     with pytest.raises(ValueError, match="judge") as error:
-        late.finish()
-    late.close()
+        scorer.resolve()
+    scorer.close()
     assert str(error.value) == str(expected.value)
     assert [info["reward_terms"] for info in infos] == [{"fast": -1.0}, {"fast": -2.0}]
 
 
 def test_failures_are_told_with_the_next_batch() -> None:
-    failed = threading.Event()
+    both_wait, first_failed = threading.Event(), threading.Event()
 
-    def later() -> None:
-        if not failed.is_set():
-            raise KeyError("no model")
+    def fail_first() -> None:
+        if judge.batches[-1] == ["x"]:
+            assert both_wait.wait(BARRIER_TIMEOUT)
+            fail()
+        first_failed.set()
 
-    late = scorer(CallableReward(Judge(later), slow=True), size=1)
-    late.take(turns(1))
-    # The thread takes up the second piece of work when it is through with the first.
-    late._thread.submit(failed.set)
-    assert failed.wait(BARRIER_TIMEOUT)
+    judge = Judge(fail_first)
+    scorer = deferred(CallableReward(judge, slow=True), size=1)
+    for info in turns(2):
+        scorer.defer([info])
+    both_wait.set()
+    # Batches are scored one after the other.
+    assert first_failed.wait(BARRIER_TIMEOUT)
     with pytest.raises(ValueError, match="no model"):
-        late.take(turns(1))
-    late.close()
+        scorer.defer(turns(1))
+    scorer.close()
 
 
 def test_closing_waits_for_one_batch_and_drops_the_rest() -> None:
@@ -138,10 +142,10 @@ def test_closing_waits_for_one_batch_and_drops_the_rest() -> None:
         assert restore.wait(BARRIER_TIMEOUT)
 
     judge = Judge(wait)
-    late = scorer(CallableReward(judge, slow=True), size=1)
-    late.take(turns(5))
+    scorer = deferred(CallableReward(judge, slow=True), size=1)
+    scorer.defer(turns(5))
     assert begun.wait(BARRIER_TIMEOUT)
-    closing = threading.Thread(target=late.close, daemon=True)
+    closing = threading.Thread(target=scorer.close, daemon=True)
     closing.start()
     closing.join(0.05)
     assert closing.is_alive()
@@ -198,8 +202,8 @@ def test_an_engine_leaves_slow_terms_to_a_scorer_and_its_copies_do_not() -> None
     env: Any = gym.make_vec("TextGen-v0", num_envs=2, max_new_tokens=1, reward=reward)
     env.reset(seed=0)
     engine, rngs = env.engine, [np.random.default_rng(0)] * 2
-    late = LateScorer(engine.terms, 2)
-    engine.late_scorer = late
+    scorer = DeferredScorer(engine.terms, 2)
+    engine.deferred_scorer = scorer
     copied = engine.with_slots(2)
     for slot in range(2):
         copied.reset(slot, rngs[slot])
@@ -209,6 +213,6 @@ def test_an_engine_leaves_slow_terms_to_a_scorer_and_its_copies_do_not() -> None
     rewards, terminated, infos = engine.step(np.array([301, 302]), rngs)
     assert rewards.tolist() == [-0.01, -0.01] and terminated.all()
     assert [info["reward_terms"] for _, info in infos] == [{"length_penalty": -0.01}] * 2
-    late.finish()
-    late.close()
+    scorer.resolve()
+    scorer.close()
     assert [list(info["reward_terms"]) for _, info in infos] == [["judge", "length_penalty"]] * 2

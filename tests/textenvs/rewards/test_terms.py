@@ -26,7 +26,8 @@ from textenvs import (
     Transcript,
 )
 from textenvs.envs.env import TextEnv
-from textenvs.rewards import REWARD_NAMES, load_object, metrics, resolve_rewards, score_transcripts
+from textenvs.importing import load_object
+from textenvs.rewards import REWARD_NAMES, metrics, resolve_rewards, score_transcripts
 
 GOOD, BAD = finished("good", "first"), finished("bad", "second")
 

@@ -14,17 +14,8 @@ from tests.textenvs.toys import Chat, Echo, encode
 from textenvs import Example
 from textenvs.checks import check_text_env
 from textenvs.envs.engine import TextEngine
-from textenvs.text.codec import (
-    EOS_TOKEN,
-    PAD_TOKEN,
-    decode_response,
-    embedded_tokenizer,
-    encode_continuation,
-    encode_prompts,
-    encode_response,
-    load_tokenizer,
-    pad_token_id,
-)
+from textenvs.text.codec import TextCodec
+from textenvs.text.loading import EOS_TOKEN, PAD_TOKEN, embedded_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,7 +73,7 @@ def test_tokenizers_by_path_and_as_objects(
     assert load_tokenizer(hf_tokenizer) is hf_tokenizer
     for path in (hf_tokenizer_path, Path(hf_tokenizer_path)):
         assert load_tokenizer(path).get_vocab() == hf_tokenizer.get_vocab()
-    assert pad_token_id(hf_tokenizer) == hf_tokenizer.eos_token_id
+    assert TextCodec(hf_tokenizer).pad_token_id == hf_tokenizer.eos_token_id
 
 
 def test_a_tokenizer_without_pad_token_pads_with_eos(
@@ -128,51 +119,107 @@ def test_a_users_tokenizer_is_never_changed(
     assert state(tokenizer) == before and engine.tokenizer is tokenizer
 
 
-def test_prompts_have_the_tokenizers_specials_and_continuations_none(
+def test_a_codec_knows_the_special_tokens_and_the_vocabulary(
     wordpiece: PreTrainedTokenizerBase,
 ) -> None:
-    (prompt,) = encode_prompts(wordpiece, ("the food",))
+    codec = TextCodec(wordpiece)
+    assert codec.tokenizer is wordpiece
+    assert (codec.vocabulary_size, codec.eos_token_id, codec.pad_token_id) == (11, 3, 0)
+    assert codec.stop_token_ids == (3,)
+    assert TextCodec(wordpiece, stop_token_ids=[10, 3]).stop_token_ids == (3, 10)
+    with pytest.raises(ValueError, match=r"stop_token_ids must be token ids in \[0, 11\).*\(3, 11"):
+        TextCodec(wordpiece, stop_token_ids=[11])
+    with pytest.raises(ValueError, match="'causal' or 'encoder', but it is 'decoder'"):
+        TextCodec(wordpiece, "decoder")  # type: ignore[arg-type]
+
+
+def test_a_vocabulary_with_gaps_ends_behind_its_largest_id(
+    hf_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    class Gaps(type(hf_tokenizer)):  # type: ignore[misc]
+        def get_vocab(self) -> dict[str, int]:
+            return {**super().get_vocab(), "far": 999}
+
+    gaps = copy.deepcopy(hf_tokenizer)
+    gaps.__class__ = Gaps
+    assert TextCodec(gaps).vocabulary_size == 1000 > len(gaps)
+
+
+def test_prompts_have_the_tokenizers_specials_and_replies_none(
+    wordpiece: PreTrainedTokenizerBase,
+) -> None:
+    codec = TextCodec(wordpiece)
+    (prompt,) = codec.encode_prompts(["the food"])
     assert prompt.tolist() == [2, 4, 5, 3] and prompt.dtype == np.int64
-    assert encode_continuation(wordpiece, "the foods").tolist() == [4, 5, 8]
-    assert encode_response(wordpiece, "was good", "the food").tolist() == [7, 6, 3]
-    assert encode_response(wordpiece, "was good", "the food", eos=False).tolist() == [7, 6]
+    assert codec.encode_reply("the foods").tolist() == [4, 5, 8]
+    assert codec.encode_response("was good", "the food").tolist() == [7, 6, 3]
+    assert codec.encode_response("was good", "the food", eos=False).tolist() == [7, 6]
 
 
 def test_an_empty_prompt_becomes_one_token(
     wordpiece: PreTrainedTokenizerBase, hf_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    assert [p.tolist() for p in encode_prompts(wordpiece, ("", "food"))] == [[2, 3], [2, 5, 3]]
-    assert encode_prompts(hf_tokenizer, ("",))[0].tolist() == [hf_tokenizer.eos_token_id]
-    assert encode_prompts(wordpiece, ()) == ()
-    embedded = embedded_tokenizer()
-    assert encode_prompts(embedded, ("",))[0].tolist() == [embedded.eos_token_id]
+    prompts = TextCodec(wordpiece).encode_prompts(("", "food"))
+    assert [p.tolist() for p in prompts] == [[2, 3], [2, 5, 3]]
+    assert TextCodec(wordpiece).encode_prompts(()) == ()
+    for tokenizer in (hf_tokenizer, embedded_tokenizer()):
+        (prompt,) = TextCodec(tokenizer).encode_prompts([""])
+        assert prompt.tolist() == [tokenizer.eos_token_id]
 
 
 def test_a_response_is_separated_from_what_is_before_it() -> None:
-    tokenizer = embedded_tokenizer()
-    eos = tokenizer.eos_token_id
-    assert encode_response(tokenizer, "good", "The food").tolist() == [*encode(" good"), eos]
-    assert encode_response(tokenizer, "good", "Say:\n").tolist() == [*encode("good"), eos]
-    assert encode_response(tokenizer, "good", "").tolist() == [*encode("good"), eos]
-    assert encode_response(tokenizer, "", "").tolist() == [eos]
+    codec = TextCodec()
+    eos = codec.eos_token_id
+    assert codec.encode_response("good", "The food").tolist() == [*encode(" good"), eos]
+    assert codec.encode_response("good", "Say:\n").tolist() == [*encode("good"), eos]
+    assert codec.encode_response("good", "").tolist() == [*encode("good"), eos]
+    assert codec.encode_response("", "").tolist() == [eos]
+
+
+def test_behind_an_encoder_a_response_begins_without_a_space() -> None:
+    codec = TextCodec(None, "encoder")
+    assert codec.encode_response("good", "The food").tolist() == [
+        *encode("good"),
+        codec.eos_token_id,
+    ]
+    assert encode("good") != encode(" good")
+    engine = TextEngine(Echo, tokenizer=codec)
+    engine.reset(0, np.random.default_rng(0), 0)
+    assert engine.encode_response("so good").tolist() == [*encode("so good"), codec.eos_token_id]
 
 
 def test_decoding_leaves_out_specials_and_outer_space() -> None:
-    tokenizer = embedded_tokenizer()
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    ids = [pad, *encode(" it is n't  so , no ? "), eos]
-    assert decode_response(tokenizer, ids) == "it is n't  so , no ?"
-    assert decode_response(tokenizer, np.array(ids)) == decode_response(tokenizer, ids)
-    assert decode_response(tokenizer, []) == ""
+    codec = TextCodec()
+    ids = [codec.pad_token_id, *encode(" it is n't  so , no ? "), codec.eos_token_id]
+    assert codec.decode_response(ids) == "it is n't  so , no ?"
+    assert codec.decode_response(np.array(ids)) == codec.decode_response(ids)
+    assert codec.decode_response([]) == codec.decode_response([codec.eos_token_id]) == ""
+
+
+def test_the_stop_token_that_ends_a_response_is_no_text() -> None:
+    (stop,) = encode("!")
+    codec = TextCodec(stop_token_ids=[stop])
+    assert codec.decode_response([*encode("a!b"), stop]) == "a!b"
+    assert codec.is_stop(np.array([[stop, 5], [codec.eos_token_id, stop]])).tolist() == [
+        [True, False],
+        [True, True],
+    ]
 
 
 @pytest.mark.parametrize("kind", ["hf_tokenizer", "wordpiece"])
 def test_demonstrations_come_back_as_they_were(kind: str, request: pytest.FixtureRequest) -> None:
-    tokenizer = request.getfixturevalue(kind)
+    codec = TextCodec(request.getfixturevalue(kind))
     for text in ("was good", "the foods was nice"):
-        ids = encode_response(tokenizer, text, "the food")
-        assert ids[-1] == tokenizer.eos_token_id
-        assert decode_response(tokenizer, ids[:-1]) == text
+        ids = codec.encode_response(text, "the food")
+        assert ids[-1] == codec.eos_token_id
+        assert codec.decode_response(ids[:-1]) == codec.decode_response(ids) == text
+        assert codec.round_trips(text) and codec.round_trips(text, "the food")
+
+
+def test_what_does_not_come_back_as_it_was_is_told(wordpiece: PreTrainedTokenizerBase) -> None:
+    assert not TextCodec(wordpiece).round_trips("was bad")  # an unknown word
+    assert not TextCodec().round_trips("good\n")  # what is decoded is stripped
+    assert TextCodec().round_trips("ñandú 🙂\n漢字", "The food")
 
 
 def test_word_pieces_make_a_text_environment(wordpiece: PreTrainedTokenizerBase) -> None:
@@ -182,17 +229,35 @@ def test_word_pieces_make_a_text_environment(wordpiece: PreTrainedTokenizerBase)
     check_text_env(TextEnv(Chat, wordpiece, data), episodes=6)
 
 
-def test_prompts_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also across environments: "sync" and "async" make many of the same."""
-    tokenizer = copy.deepcopy(embedded_tokenizer())
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that a tokenizer encodes inputs."""
     calls: list[int] = []
-    original = type(tokenizer).__call__
+    original = type(embedded_tokenizer()).__call__
 
     def count(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(type(tokenizer), "__call__", count)
+    monkeypatch.setattr(type(embedded_tokenizer()), "__call__", count)
+    return calls
+
+
+def test_prompts_are_encoded_once(calls: list[int]) -> None:
+    """Also across environments: "sync" and "async" make many of the same."""
+    tokenizer = copy.deepcopy(embedded_tokenizer())
     for _ in range(3):
         TextEngine(Echo, tokenizer=tokenizer)
     assert len(calls) == 1
+
+
+def test_tokens_added_after_a_first_use_are_known_to_the_next_codec(calls: list[int]) -> None:
+    tokenizer = copy.deepcopy(embedded_tokenizer())
+    old = TextCodec(tokenizer)
+    before = old.encode_prompts(["The food"])[0].tolist()
+    assert before == encode("The food")
+    tokenizer.add_tokens(["The food"])
+    new = TextCodec(tokenizer)
+    assert new.vocabulary_size == old.vocabulary_size + 1
+    assert new.encode_prompts(["The food"])[0].tolist() == [old.vocabulary_size]
+    assert len(calls) == 2

@@ -1,0 +1,93 @@
+"""A turn's tokens: what may be said, and what happens when the last one has been said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from textenvs.envs.encoding import EncodedTask
+from textenvs.envs.slots import Slots
+from textenvs.task import Transcript, Turn
+from textenvs.text.codec import TextCodec, TokenIds
+
+
+def check_ids(tokens: TokenIds, codec: TextCodec) -> None:
+    """Check that actions are ids of the vocabulary.
+
+    Raises:
+        ValueError: If one is no token id.
+    """
+    if len(tokens) and (tokens.min() < 0 or tokens.max() >= codec.vocabulary_size):
+        raise ValueError(
+            f"Actions must be token ids in [0, {codec.vocabulary_size}), but they range from "
+            f"{tokens.min()} to {tokens.max()}."
+        )
+
+
+def rest_of_turn(
+    encoded: EncodedTask, slots: Slots, slot: int, response: Sequence[int] | TokenIds
+) -> TokenIds:
+    """Return a response as an array, if it ends a slot's turn and does not go beyond it.
+
+    Raises:
+        ValueError: If there are tokens after a stop token or beyond the budget, or neither is
+            reached, or the slot's episode is over, or it is no list of token ids.
+    """
+    tokens = np.asarray(response)
+    if tokens.ndim != 1 or not (tokens.size == 0 or np.issubdtype(tokens.dtype, np.integer)):
+        raise ValueError(
+            f"The response for slot {slot} must be a list of token ids, but it is {response!r}."
+        )
+    if not slots.turns[slot] or slots.turns[slot][-1].role != "user":
+        raise ValueError(f"Slot {slot} has nothing to respond to: reset it first.")
+    check_ids(tokens, encoded.codec)
+    left = encoded.max_new_tokens - int(slots.response_lengths[slot])
+    if len(tokens) > left:
+        raise ValueError(
+            f"The response for slot {slot} has {len(tokens)} tokens, but only {left} are left of "
+            f"max_new_tokens={encoded.max_new_tokens}: cut it off there."
+        )
+    stops = np.flatnonzero(encoded.codec.is_stop(tokens))
+    if len(stops) and stops[0] + 1 < len(tokens):
+        raise ValueError(
+            f"The response for slot {slot} has tokens after the stop token at position {stops[0]}: "
+            "cut it off behind that."
+        )
+    if not len(stops) and len(tokens) < left:
+        raise ValueError(
+            f"The response for slot {slot} neither ends with a stop token "
+            f"{encoded.codec.stop_token_ids} nor fills the budget: it has {len(tokens)} tokens, "
+            f"and {left} are left. Complete it, or use step() for single tokens."
+        )
+    return tokens.astype(np.int64)
+
+
+def end_turn(encoded: EncodedTask, slots: Slots, slot: int, rng: np.random.Generator) -> Transcript:
+    """Decode a slot's finished response and let the user reply.
+
+    If the conversation goes on, the slot's prompt becomes the old one, the response token by token
+    as it was emitted, and the reply.
+
+    Args:
+        encoded: The task and its budgets.
+        slots: All slots.
+        slot: The one whose turn has ended.
+        rng: The slot's generator, for the user.
+    """
+    task, codec, tokens = encoded.task, encoded.codec, slots.response(slot)
+    example = encoded.examples[slots.examples[slot]]
+    stopped = bool(codec.is_stop(tokens[-1:])[0])
+    turns = (*slots.turns[slot], Turn("agent", codec.decode_response(tokens)))
+    slots.turns[slot] = turns
+    transcript = Transcript(example, turns, len(tokens), stopped, final=False)
+    if len(transcript.responses) < task.max_turns:
+        reply = task.reply(transcript, rng)
+        if reply is not None:
+            added = codec.encode_reply(task.format_reply(reply))
+            continuation = np.concatenate([slots.prompt(slot), tokens, added])
+            if len(continuation) <= encoded.max_prompt_tokens:
+                slots.turns[slot] = (*turns, Turn("user", reply))
+                slots.set_prompt(slot, continuation)
+                return transcript
+    return Transcript(example, turns, len(tokens), stopped)
