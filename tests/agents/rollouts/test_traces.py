@@ -97,9 +97,7 @@ class Watched(PPO):
     "kl_coef",
     [
         0.0,
-        pytest.param(
-            0.3, marks=pytest.mark.xfail(reason="on_rollout_end comes before the KL is known")
-        ),
+        0.3,
     ],
 )
 def test_traces_are_what_the_update_learns_from(kl_coef: float, tmp_path: Path) -> None:
