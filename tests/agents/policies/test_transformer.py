@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from agents import PPO, SequenceRolloutBuffer, TransformerPolicy
+from agents.models.layout import SequenceBatch
 from tests.agents.helpers import (
     CONFIGS,
     EOS,
@@ -129,9 +130,12 @@ def test_entropy_without_gradient_is_evaluated_alike(
 ) -> None:
     env = vec_env(num_envs=6)
     policy = policy_for(env, allowed_tokens=FEW, head_chunk=head_chunk, **sampling)
-    obs, _ = policy.obs_to_tensor(env.reset())
+    tokens = th.arange(300, 306)[:, None]
+    last = th.ones(6, 1, dtype=th.bool)
+    batch = SequenceBatch(tokens, last, last)
     actions = th.tensor(FEW[:6])  # some are outside of top-k and top-p
-    ways = [policy.evaluate_actions(obs, actions, gradient) for gradient in (True, False)]
+    ways = [policy.score(batch, actions, entropy_gradient=gradient) for gradient in (True, False)]
+    assert [scores.entropies.requires_grad for scores in ways] == [True, False]
     for one, other in zip(*ways, strict=True):
         assert one.isfinite().all()
         th.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
