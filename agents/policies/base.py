@@ -1,0 +1,227 @@
+"""Actor and critic on a `Backbone`: a pure function of the observation, with a memo inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from agents.models.backbone import Backbone, Observation, Scope
+from agents.models.layout import SequenceBatch
+from agents.policies.heads import CriticMixin
+from agents.policies.masks import TokenMasks
+from agents.policies.observations import action_hidden, as_sequences, moved, on_host, where_asked
+from agents.policies.sampling import (
+    Sampling,
+    TokenDistribution,
+    in_chunks,
+    token_log_probs,
+    uniform,
+)
+
+# From hidden states (n, hidden) to logits (n, at least the vocabulary).
+Head = Callable[[th.Tensor], th.Tensor]
+
+
+class Scores(NamedTuple):
+    """What a policy makes of actions, (actions,) each.
+
+    Args:
+        log_probs: Of the actions, under the distribution that is sampled from.
+        entropies: Of these distributions, in nats.
+        values: Of what the actions were chosen from. None: there is no critic.
+    """
+
+    log_probs: th.Tensor
+    entropies: th.Tensor
+    values: th.Tensor | None
+
+
+class BackbonePolicy(CriticMixin, ActorCriticPolicy):
+    """What an SB3 policy computes by a `Backbone`, whatever kind of model that is.
+
+    Attributes:
+        sampling: How logits become the distribution that is sampled from.
+        masks: Which tokens may be said.
+        vocab_size: How many tokens there are; a model may have more logits.
+        head_chunk: How many actions get their logits at a time in an update.
+        use_cache: Whether rollouts and predictions ask the backbone for what it remembers.
+    """
+
+    sampling: Sampling
+    masks: TokenMasks
+    vocab_size: int
+    head_chunk: int
+    use_cache: bool
+    action_hidden = staticmethod(action_hidden)
+
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Return the next token of each row, its value (n, 1) and its log-probability (n,)."""
+        actions, log_prob, hidden = self._next_tokens(obs, deterministic)
+        if self.value_backbone is not None:
+            hidden = self._last_hidden(obs, self.value_backbone)
+        actions, values, log_prob = where_asked(obs, actions, self._values(hidden), log_prob)
+        return actions, values, log_prob
+
+    @th.no_grad()
+    def act(
+        self, observation: Observation
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]:
+        """Return the next tokens, their log-probabilities and what their values are, (rows,) each.
+
+        A critic of its own is not asked: `values` asks it for whole sequences at once.
+
+        Args:
+            observation: Of each row, on the host.
+        """
+        actions, log_prob, hidden = self._next_tokens(cast("PyTorchObs", observation), False)
+        answers = [actions, log_prob]
+        if self.critic and not self.separate_critic:
+            answers.append(self._values(hidden).flatten())
+        arrays = [answer.numpy() for answer in moved(th.device("cpu"), *answers)]
+        return arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None
+
+    def score(
+        self, batch: SequenceBatch, actions: th.Tensor, entropy_gradient: bool = True
+    ) -> Scores:
+        """Return what the policy makes of the actions of sequences, one forward for each sequence.
+
+        Args:
+            batch: The sequences.
+            actions: (n,) the tokens emitted, in the order of the sequences.
+            entropy_gradient: Whether the entropies need gradients, which take time and memory.
+        """
+        return self._scores(batch, actions, entropy_gradient)
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Return values (n, 1), log-probabilities (n,) and entropies (n,) of actions.
+
+        Args:
+            obs: Sequences, as `SequenceRolloutBuffer` yields them: one forward each. Or
+                observations of the environment, one for each action.
+            actions: (n,) the tokens emitted, in the order of the sequences.
+        """
+        scores = self._scores(obs, actions, entropy_gradient=True)
+        values = scores.values
+        if values is None:
+            values = th.zeros_like(scores.log_probs)
+        return values[:, None], scores.log_probs, scores.entropies
+
+    def log_probs(
+        self, backbone: Backbone, obs: PyTorchObs | SequenceBatch, actions: th.Tensor
+    ) -> th.Tensor:
+        """Return the log-probabilities (n,) of actions under another model, sampled alike."""
+
+        def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor]:
+            return (self._distribution(backbone.logits, hidden, tokens).log_prob(tokens),)
+
+        hidden = action_hidden(backbone, obs)
+        return in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)[0]
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """Return the values (n, 1) of observations, or of what sequences' actions came from."""
+        return where_asked(obs, self._values(self._last_hidden(obs, self.critic_backbone)))[0]
+
+    def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:
+        """Return the distribution over the next token of each row, or of sequences' actions."""
+        batch = as_sequences(obs)
+        if batch is not None:
+            return self._distribution(self.backbone.logits, self.backbone.hidden_states(batch))
+        hidden = self._last_hidden(obs, self.backbone, scope="predict")
+        return self._distribution(self._head, hidden)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Keep dropout off in either mode; an update may follow, so forget keys and values."""
+        self.train(False)
+        self.training = mode
+        if mode:
+            self.clear_cache()
+
+    def start_rollout(self, steps: int) -> None:
+        """Drop all keys and values, and prepare for so many steps."""
+        self.backbone.start_rollout(steps)
+        if self.value_backbone is not None:
+            self.value_backbone.start_rollout(steps)
+
+    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
+        """Expect the rollout to go on with these of its rows, in this order."""
+        self.backbone.keep_rows(rows)
+
+    def clear_cache(self) -> None:
+        """Drop all keys and values."""
+        self.backbone.clear_cache()
+        if self.value_backbone is not None:
+            self.value_backbone.clear_cache()
+
+    def _next_tokens(
+        self, obs: PyTorchObs, deterministic: bool
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Return the next tokens, their log-probabilities, and the hidden states behind them."""
+        hidden = self._last_hidden(obs, self.backbone)
+        numbers = None if deterministic else uniform(hidden)
+        draw: Callable[..., Any] = self._draw
+        if self._remembers:
+            draw = self.backbone.program(("draw", self.sampling), draw)
+        actions, log_prob = draw(hidden, numbers)
+        return actions, log_prob, hidden
+
+    def _draw(self, hidden: th.Tensor, numbers: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
+        """Return tokens, the most likely ones or drawn by `numbers`, and log-probabilities."""
+        distribution = self._distribution(self._head, hidden)
+        actions = distribution.mode() if numbers is None else distribution.at(numbers)
+        return actions, distribution.log_prob(actions)
+
+    def _scores(
+        self, obs: PyTorchObs | SequenceBatch, actions: th.Tensor, entropy_gradient: bool
+    ) -> Scores:
+        def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            if entropy_gradient:
+                distribution = self._distribution(self.backbone.logits, hidden, tokens)
+                return distribution.log_prob(tokens), distribution.entropy()
+            logits = self.backbone.logits(hidden)[:, : self.vocab_size]
+            scores = self.sampling.scores(logits, self.masks.allowed, keep=tokens)
+            return token_log_probs(scores, tokens)
+
+        hidden = action_hidden(self.backbone, obs)
+        log_prob, entropy = in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)
+        if not self.critic:
+            return Scores(log_prob, entropy, None)
+        if self.value_backbone is not None:
+            hidden = action_hidden(self.value_backbone, obs)
+        return Scores(log_prob, entropy, self._values(hidden).flatten())
+
+    def _distribution(
+        self, head: Head, hidden: th.Tensor, keep: th.Tensor | None = None
+    ) -> TokenDistribution:
+        # A model's vocabulary may be padded; those logits are never sampled.
+        logits = head(hidden)[:, : self.vocab_size]
+        return TokenDistribution(self.sampling.log_probs(logits, self.masks.allowed, keep))
+
+    def _last_hidden(
+        self, obs: PyTorchObs, backbone: Backbone, scope: Scope = "rollout"
+    ) -> th.Tensor:
+        if self._remembers and as_sequences(obs) is None:
+            return backbone.next_hidden(on_host(cast("dict[str, th.Tensor]", obs)), scope)
+        return action_hidden(backbone, obs)
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether keys and values are remembered now."""
+        return self.use_cache and not th.is_grad_enabled()
+
+    @property
+    def _head(self) -> Head:
+        """What makes logits of hidden states in rollouts and predictions."""
+        return self.backbone.next_logits if self._remembers else self.backbone.logits
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.get_distribution(observation).get_actions(deterministic)
