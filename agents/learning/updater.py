@@ -109,10 +109,10 @@ class Objective:
         """Return, for each token of some sequences, the losses' terms and how far off 1 it is."""
         samples = buffer.samples(sequences)
         observations = cast("dict[str, th.Tensor]", samples.observations)
-        tokens, positions = observations["tokens"], observations["action_positions"]
-        log_prob, entropy, values = policy.score(
-            SequenceBatch(tokens, positions, positions), samples.actions, self.ent_coef != 0
+        batch = SequenceBatch(
+            *(observations[name] for name in ("tokens", "action_positions", "turn_starts"))
         )
+        log_prob, entropy, values = policy.score(batch, samples.actions, self.ent_coef != 0)
         assert values is not None
         advantages = (samples.advantages - mean) / std
         log_ratio = log_prob - samples.old_log_prob

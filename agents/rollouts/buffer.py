@@ -26,11 +26,13 @@ class Segment:
         context: The tokens that precede the actions and are no actions of this rollout.
         start: The first step whose action belongs to it.
         stop: One past the last step.
+        begun: How many tokens at the end of the context are of the response already.
     """
 
     context: Tokens
     start: int
     stop: int = -1
+    begun: int = 0
 
 
 @dataclass
@@ -225,14 +227,15 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def samples(self, sequences: list[Sequence]) -> RolloutBufferSamples:
         """Return sequences as SB3's samples.
 
-        `observations` holds `tokens` (sequences, width), right-padded, and the boolean
-        `action_positions` of that shape: where the hidden state is that an action was chosen from.
-        Everything else is flat, one entry for each action, sequence by sequence.
+        `observations` holds `tokens` (sequences, width), right-padded, and of that shape the
+        boolean `action_positions` and `turn_starts`: where the hidden state is that an action, and
+        that the first token of a response, was chosen from. Everything else is flat, one entry for
+        each action, sequence by sequence.
         """
         # The last action of a sequence is only predicted, never read.
         width = max(sequence.length for sequence in sequences) - 1
         tokens = np.full((len(sequences), width), self._padding(), dtype=np.int64)
-        positions = np.zeros((len(sequences), width), dtype=np.bool_)
+        positions, starts = np.zeros((2, len(sequences), width), dtype=np.bool_)
         for row, sequence in enumerate(sequences):
             at = 0
             for segment in sequence.segments:
@@ -241,12 +244,18 @@ class SequenceRolloutBuffer(RolloutBuffer):
                 tokens[row, at : at + len(piece)] = piece
                 at += len(segment.context)
                 positions[row, at - 1 : at - 1 + len(actions)] = True
+                starts[row, at - 1 - segment.begun] = True
                 at += len(actions)
         steps, envs = self.index(sequences)
         flat = (self.values, self.log_probs, self.advantages, self.returns)
         return RolloutBufferSamples(
             cast(
-                "Any", {"tokens": self._tensor(tokens), "action_positions": self._tensor(positions)}
+                "Any",
+                {
+                    "tokens": self._tensor(tokens),
+                    "action_positions": self._tensor(positions),
+                    "turn_starts": self._tensor(starts),
+                },
             ),
             self._tensor(self.actions[steps, envs].astype(np.int64)),
             *(self._tensor(array[steps, envs]) for array in flat),
@@ -281,6 +290,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         context = np.concatenate(
             [obs[key][env, : int(obs[f"{key}_length"][env, 0])] for key in ("prompt", "response")]
         ).astype(np.int32)
+        begun = int(obs["response_length"][env, 0])
         sequence = self._open[env]
         if sequence is not None:
             sequence.segments[-1].stop = self.pos
@@ -291,10 +301,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
                 and len(context) > len(before)
                 and np.array_equal(context[: len(before)], before)
             ):
-                sequence.segments.append(Segment(context[len(before) :], self.pos))
+                sequence.segments.append(Segment(context[len(before) :], self.pos, begun=begun))
                 return
             self._close(env)
-        self._open[env] = Sequence(env, [Segment(context, self.pos)])
+        self._open[env] = Sequence(env, [Segment(context, self.pos, begun=begun)])
 
     def _close(self, env: int) -> None:
         sequence = self._open[env]
