@@ -22,7 +22,14 @@ ORDER = {
     ],
     "textenvs": [
         *({"task"}, {"spaces"}),
-        *({"text", "data"}, {"rewards"}, {"registration"}, {"envs"}, {"wrappers", "checks"}),
+        *(
+            {"text", "data"},
+            {"constraints"},
+            {"rewards"},
+            {"registration"},
+            {"envs"},
+            {"wrappers", "checks"},
+        ),
         {"tasks"},
     ],
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from agents.models.backbone import Backbone, Observation, Scope
 from agents.models.layout import SequenceBatch
 from agents.policies.heads import CriticMixin
-from agents.policies.masks import TokenMasks
+from agents.policies.masks import Said, TokenMasks
 from agents.policies.observations import action_hidden, as_sequences, moved, on_host, where_asked
 from agents.policies.sampling import (
     Sampling,
@@ -24,8 +24,12 @@ from agents.policies.sampling import (
     uniform,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 # From hidden states (n, hidden) to logits (n, at least the vocabulary).
 Head = Callable[[th.Tensor], th.Tensor]
+Places = Sequence[Said]
 
 
 class Scores(NamedTuple):
@@ -51,6 +55,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         vocab_size: How many tokens there are; a model may have more logits.
         head_chunk: How many actions get their logits at a time in an update.
         use_cache: Whether rollouts and predictions ask the backbone for what it remembers.
+        tokenizer: The environment's, if it is known.
     """
 
     sampling: Sampling
@@ -58,6 +63,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
     vocab_size: int
     head_chunk: int
     use_cache: bool
+    tokenizer: PreTrainedTokenizerBase | None
     action_hidden = staticmethod(action_hidden)
 
     def forward(
@@ -121,11 +127,12 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
     ) -> th.Tensor:
         """Return the log-probabilities (n,) of actions under another model, sampled alike."""
 
-        def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor]:
-            return (self._distribution(backbone.logits, hidden, tokens).log_prob(tokens),)
+        def score(hidden: th.Tensor, tokens: th.Tensor, *said: Places) -> tuple[th.Tensor]:
+            distribution = self._distribution(backbone.logits, hidden, self._mask(*said), tokens)
+            return (distribution.log_prob(tokens),)
 
-        hidden = action_hidden(backbone, obs)
-        return in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)[0]
+        hidden, tokens = action_hidden(backbone, obs), actions.long().flatten()
+        return in_chunks(score, hidden, tokens, self.head_chunk, *self._said(obs))[0]
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """Return the values (n, 1) of observations, or of what sequences' actions came from."""
@@ -134,10 +141,9 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:
         """Return the distribution over the next token of each row, or of sequences' actions."""
         batch = as_sequences(obs)
-        if batch is not None:
-            return self._distribution(self.backbone.logits, self.backbone.hidden_states(batch))
+        head = self._head if batch is None else self.backbone.logits
         hidden = self._last_hidden(obs, self.backbone, scope="predict")
-        return self._distribution(self._head, hidden)
+        return self._distribution(head, hidden, self._mask(*self._said(obs)))
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in either mode; an update may follow, so forget keys and values."""
@@ -157,7 +163,8 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         self.backbone.keep_rows(rows)
 
     def clear_cache(self) -> None:
-        """Drop all keys and values."""
+        """Drop all keys and values, and the states of a constraint."""
+        self.masks.clear()
         self.backbone.clear_cache()
         if self.value_backbone is not None:
             self.value_backbone.clear_cache()
@@ -171,28 +178,34 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         draw: Callable[..., Any] = self._draw
         if self._remembers:
             draw = self.backbone.program(("draw", self.sampling), draw)
-        actions, log_prob = draw(hidden, numbers)
+        mask = self._mask(*self._said(obs, "rollout"))
+        actions, log_prob = draw(hidden, numbers, mask)
         return actions, log_prob, hidden
 
-    def _draw(self, hidden: th.Tensor, numbers: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
+    def _draw(
+        self, hidden: th.Tensor, numbers: th.Tensor | None, mask: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor]:
         """Return tokens, the most likely ones or drawn by `numbers`, and log-probabilities."""
-        distribution = self._distribution(self._head, hidden)
+        distribution = self._distribution(self._head, hidden, mask)
         actions = distribution.mode() if numbers is None else distribution.at(numbers)
         return actions, distribution.log_prob(actions)
 
     def _scores(
         self, obs: PyTorchObs | SequenceBatch, actions: th.Tensor, entropy_gradient: bool
     ) -> Scores:
-        def score(hidden: th.Tensor, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        def score(
+            hidden: th.Tensor, tokens: th.Tensor, *said: Places
+        ) -> tuple[th.Tensor, th.Tensor]:
+            mask = self._mask(*said)
             if entropy_gradient:
-                distribution = self._distribution(self.backbone.logits, hidden, tokens)
+                distribution = self._distribution(self.backbone.logits, hidden, mask, tokens)
                 return distribution.log_prob(tokens), distribution.entropy()
             logits = self.backbone.logits(hidden)[:, : self.vocab_size]
-            scores = self.sampling.scores(logits, self.masks.allowed, keep=tokens)
-            return token_log_probs(scores, tokens)
+            return token_log_probs(self.sampling.scores(logits, mask, keep=tokens), tokens)
 
-        hidden = action_hidden(self.backbone, obs)
-        log_prob, entropy = in_chunks(score, hidden, actions.long().flatten(), self.head_chunk)
+        hidden, tokens = action_hidden(self.backbone, obs), actions.long().flatten()
+        said = self._said(obs)
+        log_prob, entropy = in_chunks(score, hidden, tokens, self.head_chunk, *said)
         if not self.critic:
             return Scores(log_prob, entropy, None)
         if self.value_backbone is not None:
@@ -200,11 +213,37 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         return Scores(log_prob, entropy, self._values(hidden).flatten())
 
     def _distribution(
-        self, head: Head, hidden: th.Tensor, keep: th.Tensor | None = None
+        self,
+        head: Head,
+        hidden: th.Tensor,
+        mask: th.Tensor | None,
+        keep: th.Tensor | None = None,
     ) -> TokenDistribution:
         # A model's vocabulary may be padded; those logits are never sampled.
         logits = head(hidden)[:, : self.vocab_size]
-        return TokenDistribution(self.sampling.log_probs(logits, self.masks.allowed, keep))
+        return TokenDistribution(self.sampling.log_probs(logits, mask, keep))
+
+    def _said(
+        self, obs: PyTorchObs | SequenceBatch, scope: Scope = "predict"
+    ) -> tuple[Places, ...]:
+        """Return what has been said where tokens are chosen, if a constraint has to know."""
+        if self.masks.constraint is None:
+            return ()
+        batch = as_sequences(obs)
+        if batch is None:
+            return (self.masks.at_rows(on_host(cast("dict[str, th.Tensor]", obs)), scope),)
+        if not isinstance(obs, SequenceBatch) and "turn_starts" not in obs:
+            raise ValueError(
+                "With a constraint, sequences must say where responses begin: expected tokens, "
+                f"action_positions and turn_starts, but there are only {sorted(obs)}."
+            )
+        return (self.masks.at_actions(batch),)
+
+    def _mask(self, *said: Places) -> th.Tensor | None:
+        """Return what may be said in each of some places, or everywhere; None: everything."""
+        if not said:
+            return self.masks.allowed
+        return cast("th.Tensor", self.masks(*said, self.device, self.tokenizer))
 
     def _last_hidden(
         self, obs: PyTorchObs, backbone: Backbone, scope: Scope = "rollout"

@@ -17,6 +17,7 @@ from agents.policies.base import BackbonePolicy
 from agents.policies.masks import TokenMasks
 from agents.policies.observations import check_spaces
 from agents.policies.sampling import LOGITS_AT_A_TIME, Sampling
+from textenvs.constraints import TokenConstraint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,8 +32,8 @@ class TransformerPolicy(BackbonePolicy):
     float32 and zero at the start. It shares the actor's trunk, which costs nothing, or has a model
     of its own (`value_model`), which takes as much memory and computation again but cannot pull at
     what the actor has learned. Log-probabilities are those of the distribution that is sampled
-    from: temperature, top-k, top-p and the task's allowed tokens applied. Dropout is always off,
-    so that rollout and update see the same model.
+    from: temperature, top-k, top-p, the task's allowed tokens and the constraint applied. Dropout
+    is always off, so that rollout and update see the same model.
 
     Args:
         observation_space: That of a text environment.
@@ -41,10 +42,15 @@ class TransformerPolicy(BackbonePolicy):
         use_sde: Must be False; it is there because SB3 passes it.
         model: "tiny" (a Llama of about a million parameters, initialised at random), a name or
             path that `AutoModelForCausalLM.from_pretrained` resolves, or a config.
-        temperature: See `Sampling`.
-        top_k: See `Sampling`.
-        top_p: See `Sampling`.
+        temperature: Logits are divided by it.
+        top_k: Sample from the k most likely tokens. 0: all.
+        top_p: Sample from the smallest set of most likely tokens with at least this probability.
+            1: all.
         allowed_tokens: The only tokens to sample. None: what the action space says.
+        constraint: What may be said next, as a function of what was said: a
+            `textenvs.constraints.TokenConstraint`, or "package.module:Name" (a class is called).
+            Of the allowed tokens only those are sampled that it allows. A path is imported where
+            the agent is loaded; an object is pickled with it.
         use_cache: Whether to remember keys and values between calls; the answers are the same.
         value_model: What the critic reads: None (the actor's trunk), "copy" (a model of its own
             that starts as the actor's, as it is after a warm start), or like `model`.
@@ -64,7 +70,8 @@ class TransformerPolicy(BackbonePolicy):
         optimizer_kwargs: Its arguments besides the learning rate; for Adam eps is 1e-5 by default.
 
     Raises:
-        ValueError: If the spaces are not those of a text environment, or the model does not fit.
+        ValueError: If the spaces are not those of a text environment, or the model does not fit; in
+            use, if the constraint allows nothing somewhere.
     """
 
     observation_space: spaces.Dict
@@ -81,6 +88,7 @@ class TransformerPolicy(BackbonePolicy):
         top_k: int = 0,
         top_p: float = 1.0,
         allowed_tokens: list[int] | None = None,
+        constraint: TokenConstraint | str | None = None,
         use_cache: bool = True,
         value_model: ModelSpec | None = None,
         critic: bool = True,
@@ -129,7 +137,8 @@ class TransformerPolicy(BackbonePolicy):
         self._allowed_tokens = allowed_tokens
         if allowed_tokens is None:
             allowed_tokens = getattr(action_space, "allowed_tokens", None)
-        self.masks = TokenMasks(self.vocab_size, allowed_tokens)
+        self._constraint = constraint
+        self.masks = TokenMasks(self.vocab_size, allowed_tokens, constraint)
         self.optimizer = self.optimizer_class(
             [parameter for parameter in self.parameters() if parameter.requires_grad],
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -184,6 +193,7 @@ class TransformerPolicy(BackbonePolicy):
             "model": self.backbone.config,
             **vars(self.sampling),
             "allowed_tokens": self._allowed_tokens,
+            "constraint": self._constraint,
             "use_cache": self.use_cache,
             "value_model": self.saved_value_model(),
             "critic": self.critic,
