@@ -60,7 +60,7 @@ class TokenMasks(nn.Module):
         self,
         vocab_size: int,
         allowed_tokens: Collection[int] | None,
-        constraint: TokenConstraint | str | None = None,
+        constraint: TokenConstraint[Any] | str | None = None,
     ) -> None:
         super().__init__()
         self.allowed: th.Tensor | None
@@ -93,7 +93,7 @@ class TokenMasks(nn.Module):
         Raises:
             ValueError: If it is not said where a response begins.
         """
-        constraint = cast("TokenConstraint", self.constraint)
+        constraint = cast("TokenConstraint[Any]", self.constraint)
         fields = (batch.tokens, batch.action_positions, batch.turn_starts)
         said = []
         for row, wanted, begins in zip(*(field.cpu().numpy() for field in fields), strict=True):
@@ -130,7 +130,7 @@ class TokenMasks(nn.Module):
         Raises:
             ValueError: If nothing may be said somewhere, or ids of no token.
         """
-        constraint = cast("TokenConstraint", self.constraint)
+        constraint = cast("TokenConstraint[Any]", self.constraint)
         masks = np.tile(self._within, (len(said), 1))
         for mask, here in zip(masks, said, strict=True):
             allowed = constraint.allowed(here.state)
@@ -159,7 +159,7 @@ class TokenMasks(nn.Module):
 
     def _state(self, prompt: TokenIds, response: TokenIds, known: States) -> Any:
         """Return the state after a response, going on from what is known of it."""
-        constraint = cast("TokenConstraint", self.constraint)
+        constraint = cast("TokenConstraint[Any]", self.constraint)
         for read in range(len(response), max(len(response) - 2, -1), -1):
             key = prompt.tobytes(), response[:read].tobytes()
             if key in known:
@@ -172,7 +172,7 @@ class TokenMasks(nn.Module):
         return state
 
 
-def resolve_constraint(constraint: TokenConstraint | str) -> TokenConstraint:
+def resolve_constraint(constraint: TokenConstraint[Any] | str) -> TokenConstraint[Any]:
     """Return a constraint, imported if it is a path "package.module:Name"; a class is called.
 
     Raises:
@@ -203,7 +203,7 @@ def resolve_constraint(constraint: TokenConstraint | str) -> TokenConstraint:
                 "The constraint is saved with the agent, but it cannot be pickled; give its path "
                 f"as a text, 'package.module:Name', instead: {error}"
             ) from error
-    return cast("TokenConstraint", constraint)
+    return cast("TokenConstraint[Any]", constraint)
 
 
 def _mask(vocab_size: int, allowed: Collection[int]) -> th.Tensor:

@@ -88,7 +88,7 @@ class TransformerPolicy(BackbonePolicy):
         top_k: int = 0,
         top_p: float = 1.0,
         allowed_tokens: list[int] | None = None,
-        constraint: TokenConstraint | str | None = None,
+        constraint: TokenConstraint[Any] | str | None = None,
         use_cache: bool = True,
         value_model: ModelSpec | None = None,
         critic: bool = True,

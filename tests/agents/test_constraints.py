@@ -63,7 +63,8 @@ class DeadEnd(NoRepeats):
 
 
 def forbidden(prompt: npt.NDArray[np.int64]) -> int:
-    return FEW[1 + int(len(prompt) + prompt[-1]) % (len(FEW) - 1)]
+    index = int(len(prompt) + prompt[-1]) % (len(FEW) - 1)
+    return int(FEW[1 + index])
 
 
 def broken(observations: list[dict[str, Any]], actions: npt.NDArray[np.int64]) -> int:
