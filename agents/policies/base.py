@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from agents.models.backbone import Backbone, Observation, Scope
 from agents.models.layout import SequenceBatch
 from agents.policies.heads import CriticMixin
-from agents.policies.masks import Said, TokenMasks
+from agents.policies.masks import Places, TokenMasks
 from agents.policies.observations import action_hidden, as_sequences, moved, on_host, where_asked
 from agents.policies.sampling import (
     Sampling,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 # From hidden states (n, hidden) to logits (n, at least the vocabulary).
 Head = Callable[[th.Tensor], th.Tensor]
-Places = Sequence[Said]
 
 
 class Scores(NamedTuple):
@@ -117,9 +116,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
             actions: (n,) the tokens emitted, in the order of the sequences.
         """
         scores = self._scores(obs, actions, entropy_gradient=True)
-        values = scores.values
-        if values is None:
-            values = th.zeros_like(scores.log_probs)
+        values = th.zeros_like(scores.log_probs) if scores.values is None else scores.values
         return values[:, None], scores.log_probs, scores.entropies
 
     def log_probs(
@@ -132,7 +129,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
             return (distribution.log_prob(tokens),)
 
         hidden, tokens = action_hidden(backbone, obs), actions.long().flatten()
-        return in_chunks(score, hidden, tokens, self.head_chunk, *self._said(obs))[0]
+        return in_chunks(score, hidden, tokens, self.head_chunk, *self.masks.said(obs))[0]
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """Return the values (n, 1) of observations, or of what sequences' actions came from."""
@@ -140,10 +137,9 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
 
     def get_distribution(self, obs: PyTorchObs) -> TokenDistribution:
         """Return the distribution over the next token of each row, or of sequences' actions."""
-        batch = as_sequences(obs)
-        head = self._head if batch is None else self.backbone.logits
+        head = self._head if as_sequences(obs) is None else self.backbone.logits
         hidden = self._last_hidden(obs, self.backbone, scope="predict")
-        return self._distribution(head, hidden, self._mask(*self._said(obs)))
+        return self._distribution(head, hidden, self._mask(*self.masks.said(obs)))
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in either mode; an update may follow, so forget keys and values."""
@@ -178,7 +174,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         draw: Callable[..., Any] = self._draw
         if self._remembers:
             draw = self.backbone.program(("draw", self.sampling), draw)
-        mask = self._mask(*self._said(obs, "rollout"))
+        mask = self._mask(*self.masks.said(obs, "rollout"))
         actions, log_prob = draw(hidden, numbers, mask)
         return actions, log_prob, hidden
 
@@ -204,7 +200,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
             return token_log_probs(self.sampling.scores(logits, mask, keep=tokens), tokens)
 
         hidden, tokens = action_hidden(self.backbone, obs), actions.long().flatten()
-        said = self._said(obs)
+        said = self.masks.said(obs)
         log_prob, entropy = in_chunks(score, hidden, tokens, self.head_chunk, *said)
         if not self.critic:
             return Scores(log_prob, entropy, None)
@@ -222,22 +218,6 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         # A model's vocabulary may be padded; those logits are never sampled.
         logits = head(hidden)[:, : self.vocab_size]
         return TokenDistribution(self.sampling.log_probs(logits, mask, keep))
-
-    def _said(
-        self, obs: PyTorchObs | SequenceBatch, scope: Scope = "predict"
-    ) -> tuple[Places, ...]:
-        """Return what has been said where tokens are chosen, if a constraint has to know."""
-        if self.masks.constraint is None:
-            return ()
-        batch = as_sequences(obs)
-        if batch is None:
-            return (self.masks.at_rows(on_host(cast("dict[str, th.Tensor]", obs)), scope),)
-        if not isinstance(obs, SequenceBatch) and "turn_starts" not in obs:
-            raise ValueError(
-                "With a constraint, sequences must say where responses begin: expected tokens, "
-                f"action_positions and turn_starts, but there are only {sorted(obs)}."
-            )
-        return (self.masks.at_actions(batch),)
 
     def _mask(self, *said: Places) -> th.Tensor | None:
         """Return what may be said in each of some places, or everywhere; None: everything."""

@@ -14,7 +14,7 @@ from agents.models.layout import SequenceBatch
 
 
 class ValueHead(nn.Linear):
-    """One value for each hidden state, in float32, zero at the start.
+    """One value for each hidden state, zero at the start.
 
     Args:
         hidden_size: The width of the hidden states.
@@ -24,10 +24,6 @@ class ValueHead(nn.Linear):
         super().__init__(hidden_size, 1)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
-
-    def forward(self, hidden: th.Tensor) -> th.Tensor:
-        """Return the values (n, 1) of hidden states (n, hidden)."""
-        return super().forward(hidden.float())
 
 
 class CriticMixin(ABC):
@@ -106,7 +102,7 @@ class CriticMixin(ABC):
         return self._values(self.critic_backbone.last_hidden(observation)).flatten()
 
     def _values(self, hidden: th.Tensor) -> th.Tensor:
-        """Return the values (n, 1) of hidden states; zeros without a critic."""
+        """Return the values (n, 1) of hidden states, in float32; zeros without a critic."""
         if self.value_head is None:
             return hidden.new_zeros(len(hidden), 1, dtype=th.float32)
-        return cast("th.Tensor", self.value_head(hidden))
+        return cast("th.Tensor", self.value_head(hidden.float()))

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from agents.models.backbone import Observation, Scope
 from agents.models.layout import SequenceBatch
+from agents.policies.observations import as_sequences, on_host
 from textenvs.constraints import TokenConstraint
 from textenvs.text.codec import TokenIds
 
@@ -37,6 +39,9 @@ class Said(NamedTuple):
     state: Any
     prompt: TokenIds
     response: TokenIds
+
+
+Places = Sequence[Said]
 
 
 class TokenMasks(nn.Module):
@@ -70,53 +75,33 @@ class TokenMasks(nn.Module):
         self._within = np.ones(vocab_size, dtype=np.bool_) if mask is None else mask.numpy().copy()
         self._states: dict[Scope, States] = {}
 
-    def at_rows(self, observation: Observation, scope: Scope) -> list[Said]:
-        """Return what has been said in each row of an observation on the host.
+    def said(
+        self, obs: PyTorchObs | SequenceBatch, scope: Scope = "predict"
+    ) -> tuple[()] | tuple[Places]:
+        """Return what has been said wherever a token is chosen; nothing without a constraint.
 
         Args:
-            observation: See `Backbone.last_hidden`.
+            obs: Observations, or sequences, which must say where responses begin.
             scope: Predictions leave alone what a rollout remembers.
-        """
-        known, states = self._states.get(scope, {}), dict[tuple[bytes, bytes], Any]()
-        said = []
-        for prompt, response in _rows(observation):
-            key = prompt.tobytes(), response.tobytes()
-            if key not in states:
-                states[key] = self._state(prompt, response, known)
-            said.append(Said(states[key], prompt, response))
-        self._states[scope] = states
-        return said
-
-    def at_actions(self, batch: SequenceBatch) -> list[Said]:
-        """Return what had been said where each action of sequences was chosen, row by row.
 
         Raises:
-            ValueError: If it is not said where a response begins.
+            ValueError: If sequences do not say where responses begin.
         """
-        constraint = cast("TokenConstraint[Any]", self.constraint)
-        fields = (batch.tokens, batch.action_positions, batch.turn_starts)
-        said = []
-        for row, wanted, begins in zip(*(field.cpu().numpy() for field in fields), strict=True):
-            starts, start, state, read = np.flatnonzero(begins), -1, None, 0
-            for position in np.flatnonzero(wanted):
-                turn = np.searchsorted(starts, position, side="right") - 1
-                if turn < 0:
-                    raise ValueError(
-                        "A constraint must know where a response begins, but no turn start comes "
-                        f"before the action position {position} of the tokens {row.tolist()}."
-                    )
-                if starts[turn] != start:
-                    start, read = int(starts[turn]), int(starts[turn]) + 1
-                    state = constraint.start(_ids(row[:read]))
-                for token in row[read : position + 1]:
-                    state = constraint.advance(state, int(token))
-                read = position + 1
-                said.append(Said(state, row[: start + 1], row[start + 1 : read]))
-        return said
+        if self.constraint is None:
+            return ()
+        batch = as_sequences(obs)
+        if batch is None:
+            return (self._at_rows(on_host(cast("dict[str, th.Tensor]", obs)), scope),)
+        if not isinstance(obs, SequenceBatch) and "turn_starts" not in obs:
+            raise ValueError(
+                "With a constraint, sequences must say where responses begin: expected tokens, "
+                f"action_positions and turn_starts, but there are only {sorted(obs)}."
+            )
+        return (self._at_actions(batch),)
 
     def forward(
         self,
-        said: Sequence[Said],
+        said: Places,
         device: th.device,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> th.Tensor:
@@ -156,6 +141,39 @@ class TokenMasks(nn.Module):
     def clear(self) -> None:
         """Forget the states of rollouts and predictions."""
         self._states = {}
+
+    def _at_rows(self, observation: Observation, scope: Scope) -> Places:
+        known, states = self._states.get(scope, {}), dict[tuple[bytes, bytes], Any]()
+        said = []
+        for prompt, response in _rows(observation):
+            key = prompt.tobytes(), response.tobytes()
+            if key not in states:
+                states[key] = self._state(prompt, response, known)
+            said.append(Said(states[key], prompt, response))
+        self._states[scope] = states
+        return said
+
+    def _at_actions(self, batch: SequenceBatch) -> Places:
+        constraint = cast("TokenConstraint[Any]", self.constraint)
+        fields = (batch.tokens, batch.action_positions, batch.turn_starts)
+        said = []
+        for row, wanted, begins in zip(*(field.cpu().numpy() for field in fields), strict=True):
+            starts, start, state, read = np.flatnonzero(begins), -1, None, 0
+            for position in np.flatnonzero(wanted):
+                turn = np.searchsorted(starts, position, side="right") - 1
+                if turn < 0:
+                    raise ValueError(
+                        "A constraint must know where a response begins, but no turn start comes "
+                        f"before the action position {position} of the tokens {row.tolist()}."
+                    )
+                if starts[turn] != start:
+                    start, read = int(starts[turn]), int(starts[turn]) + 1
+                    state = constraint.start(_ids(row[:read]))
+                for token in row[read : position + 1]:
+                    state = constraint.advance(state, int(token))
+                read = position + 1
+                said.append(Said(state, row[: start + 1], row[start + 1 : read]))
+        return said
 
     def _state(self, prompt: TokenIds, response: TokenIds, known: States) -> Any:
         """Return the state after a response, going on from what is known of it."""

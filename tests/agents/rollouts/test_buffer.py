@@ -201,9 +201,9 @@ def test_every_step_comes_once_with_its_own_context(played: Played, batch_size: 
 
 def test_types_and_padding_of_samples(played: Played) -> None:
     (samples,) = played.buffer.get()
-    tokens, positions = samples.observations.values()
+    tokens, positions, starts = samples.observations.values()
     assert tokens.dtype == samples.actions.dtype == th.int64
-    assert positions.dtype == th.bool
+    assert positions.dtype == starts.dtype == th.bool
     for array in (samples.old_values, samples.old_log_prob, samples.advantages, samples.returns):
         assert array.dtype == th.float32
     for row, mask in zip(tokens, positions, strict=True):
