@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import torch as th
 
 from agents.learning.kl import KLEstimator, estimate_kl
-from agents.policies.transformer import Scores
+from agents.policies.base import Scores
 from agents.rollouts.sequences import TokenBatch
 
 

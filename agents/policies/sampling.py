@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -55,7 +55,8 @@ class Sampling:
 
         Args:
             logits: (n, vocabulary), of any float type.
-            allowed: Boolean (vocabulary,), the tokens that may be sampled, or None for all.
+            allowed: Boolean (vocabulary,) or (n, vocabulary), the tokens that may be sampled, or
+                None for all.
             keep: (n,) tokens that stay in the distribution whatever top-k and top-p say: those
                 that were sampled from it, when it is evaluated again after an update.
         """
@@ -188,25 +189,29 @@ def uniform(like: th.Tensor) -> th.Tensor:
 
 
 def in_chunks(
-    score: Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, ...]],
+    score: Callable[..., tuple[th.Tensor, ...]],
     hidden: th.Tensor,
     tokens: th.Tensor,
     size: int,
+    *more: Sequence[Any],
 ) -> tuple[th.Tensor, ...]:
     """Score tokens a chunk at a time, so that logits are never held for all of them.
 
     Where gradients are wanted, a chunk's logits are computed once more in the backward pass.
 
     Args:
-        score: From hidden states and tokens to one number for each token, or several of these.
+        score: From hidden states and tokens (and parts of `more`) to one number for each token, or
+            several of these.
         hidden: (n, hidden)
         tokens: (n,)
         size: How many tokens to a chunk.
+        more: What else there is of each token, n of it.
     """
     if len(hidden) <= size:
-        return score(hidden, tokens)
+        return score(hidden, tokens, *more)
+    others = [[every[at : at + size] for at in range(0, len(hidden), size)] for every in more]
     parts = []
-    for chunk in zip(hidden.split(size), tokens.split(size), strict=True):
+    for chunk in zip(hidden.split(size), tokens.split(size), *others, strict=True):
         if th.is_grad_enabled():
             kept = checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False)
             parts.append(cast("tuple[th.Tensor, ...]", kept))

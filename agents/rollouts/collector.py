@@ -147,7 +147,7 @@ class StepSource:
             "rollout_buffer": rollout_buffer,
             "n_rollout_steps": self._n_steps,
             "n_steps": rollout_buffer.pos,
-            "obs_tensor": obs,
+            "obs_tensor": {key: th.from_numpy(array) for key, array in obs.items()},
             "actions": actions,
             "clipped_actions": actions,
             "log_probs": th.from_numpy(log_probs),

@@ -195,6 +195,19 @@ def test_mode_is_the_most_likely_token() -> None:
     assert distribution.get_actions(deterministic=True).tolist() == logits.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("size", [3, 10])
+def test_chunks_take_what_else_there_is_of_each_token(size: int) -> None:
+    hidden, factors = th.arange(10.0, requires_grad=True)[:, None], [str(i) for i in range(10)]
+
+    def score(hidden: th.Tensor, tokens: th.Tensor, factors: list[str]) -> tuple[th.Tensor]:
+        return (hidden[:, 0] * th.tensor([float(factor) for factor in factors]),)
+
+    (products,) = in_chunks(score, hidden, th.zeros(10), size, factors)
+    assert products.tolist() == [float(i * i) for i in range(10)]
+    (gradient,) = th.autograd.grad(products.sum(), hidden)
+    assert gradient[:, 0].tolist() == [float(i) for i in range(10)]
+
+
 @pytest.mark.parametrize("size", [1, 7, 40, 1000])
 def test_chunks_change_nothing_and_hold_less(size: int) -> None:
     generator = th.Generator().manual_seed(0)

@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from agents import PPO, SequenceRolloutBuffer, TransformerPolicy
+from agents.models.layout import SequenceBatch
 from tests.agents.helpers import (
     CONFIGS,
     EOS,
@@ -129,12 +130,45 @@ def test_entropy_without_gradient_is_evaluated_alike(
 ) -> None:
     env = vec_env(num_envs=6)
     policy = policy_for(env, allowed_tokens=FEW, head_chunk=head_chunk, **sampling)
-    obs, _ = policy.obs_to_tensor(env.reset())
+    tokens = th.arange(300, 306)[:, None]
+    last = th.ones(6, 1, dtype=th.bool)
+    batch = SequenceBatch(tokens, last, last)
     actions = th.tensor(FEW[:6])  # some are outside of top-k and top-p
-    ways = [policy.evaluate_actions(obs, actions, gradient) for gradient in (True, False)]
+    ways = [policy.score(batch, actions, entropy_gradient=gradient) for gradient in (True, False)]
+    assert [scores.entropies.requires_grad for scores in ways] == [True, False]
     for one, other in zip(*ways, strict=True):
         assert one.isfinite().all()
         th.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("own_critic", [True, False])
+def test_samples_of_a_buffer_are_observations_too(own_critic: bool, use_cache: bool) -> None:
+    env = vec_env("Dialogue-v0", num_envs=4, max_new_tokens=8)
+    value_model = gpt2(n_layer=1) if own_critic else None
+    settings = {"temperature": 0.7, "allowed_tokens": FEW, "use_cache": use_cache}
+    policy = policy_for(env, value_model=value_model, **settings)
+    th.nn.init.normal_(policy.value_head.weight, generator=th.Generator().manual_seed(0))
+    buffer = fill(policy, env, roll_out(policy, env, 40))
+    with th.no_grad():  # Whatever a rollout has prepared is of other weights now.
+        for parameter in policy.backbone.parameters():
+            parameter.mul_(1.1)
+    for samples in buffer.get(60):
+        obs: Any = samples.observations
+        expected = policy.evaluate_actions(obs, samples.actions)
+        values, distribution = policy.predict_values(obs), policy.get_distribution(obs)
+        th.testing.assert_close(values, expected[0])
+        th.testing.assert_close(distribution.log_prob(samples.actions), expected[1])
+        policy.optimizer.zero_grad()
+        (values.sum() + distribution.log_prob(samples.actions).sum()).backward()
+        assert policy.value_head.weight.grad.abs().max() > 0
+        models = [policy.backbone, policy.critic_backbone]
+        assert all(max(p.grad.abs().max() for p in model.parameters()) > 0 for model in models)
+        with th.no_grad():
+            again = policy.predict_values(obs), policy.get_distribution(obs)
+        assert not again[0].requires_grad
+        th.testing.assert_close(again[0], values.detach())
+        th.testing.assert_close(again[1].log_probs, distribution.log_probs.detach())
 
 
 def test_log_probs_are_those_of_the_processed_distribution() -> None:

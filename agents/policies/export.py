@@ -1,0 +1,70 @@
+"""Folders that `transformers` reads: a policy's model, with its value head beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents import parallel
+from agents.files import atomic_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from agents.policies.base import BackbonePolicy
+    from agents.policies.heads import ValueHead
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_MODEL_FOLDER = "value_model"
+SAMPLING_FILE = "sampling.json"
+
+
+def save_policy(
+    policy: BackbonePolicy, directory: Path, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Write models, tokenizer, value head and sampling; of several ranks the main one writes.
+
+    Args:
+        policy: The policy.
+        directory: Where to.
+        tokenizer: The tokenizer to write, or None.
+
+    Raises:
+        ValueError: If the folder holds something else, since it is replaced as a whole.
+    """
+    from safetensors.torch import save_file
+
+    if not parallel.is_main():
+        return
+    if not (directory / VALUE_HEAD_FILE).exists() and (
+        directory.is_file() or (directory.is_dir() and any(directory.iterdir()))
+    ):
+        raise ValueError(
+            f"{directory} holds something that save_pretrained did not write and would "
+            "replace: choose a new or empty folder."
+        )
+    with atomic_path(directory) as folder:
+        folder.mkdir()
+        policy.backbone.save_pretrained(folder)
+        if policy.value_backbone is not None:
+            policy.value_backbone.save_pretrained(folder / VALUE_MODEL_FOLDER)
+        weights = {} if policy.value_head is None else policy.value_head.state_dict()
+        head = {name: value.detach().contiguous() for name, value in weights.items()}
+        save_file(head, folder / VALUE_HEAD_FILE)
+        (folder / SAMPLING_FILE).write_text(json.dumps(vars(policy.sampling)))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(folder))
+
+
+def load_value_head(head: ValueHead | None, directory: Path) -> None:
+    """Read a value head from a folder that `save_policy` wrote.
+
+    Raises:
+        ValueError: If there is none to read it into.
+    """
+    from safetensors.torch import load_file
+
+    if head is None:
+        raise ValueError("The policy has no critic: make it with critic=True.")
+    head.load_state_dict(load_file(directory / VALUE_HEAD_FILE))

@@ -1,0 +1,108 @@
+"""The critic: a head on the actor's trunk, on a model of its own, or none at all."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, cast
+
+import torch as th
+from torch import nn
+
+from agents.models.backbone import Backbone, Observation
+from agents.models.layout import SequenceBatch
+
+
+class ValueHead(nn.Linear):
+    """One value for each hidden state, zero at the start.
+
+    Args:
+        hidden_size: The width of the hidden states.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class CriticMixin(ABC):
+    """The critic of a policy; its modules are the policy's own.
+
+    Attributes:
+        backbone: The actor's model.
+        value_backbone: The critic's own model. None: it shares the actor's.
+        value_head: What makes values of hidden states. None: there is no critic.
+        value_model_is_copy: Whether the critic's model starts, and after a warm start again, as
+            the actor's.
+    """
+
+    backbone: Backbone
+    value_backbone: Backbone | None
+    value_head: ValueHead | None
+    value_model_is_copy: bool
+
+    @abstractmethod
+    def make_backbone(self, model: Any) -> Backbone:
+        """Return a model that fits the policy's spaces."""
+
+    def make_critic(self, value_model: Any, critic: bool) -> None:
+        """Make the critic's modules.
+
+        Args:
+            value_model: None (the actor's model), "copy", or what `make_backbone` takes.
+            critic: Whether there is a critic.
+
+        Raises:
+            ValueError: If there is a model for a critic that is not there.
+        """
+        if value_model is not None and not critic:
+            raise ValueError("A value_model is a critic's: leave it out, or critic=False.")
+        self.value_model_is_copy = isinstance(value_model, str) and value_model == "copy"
+        self.value_backbone = None
+        if self.value_model_is_copy:
+            self.value_backbone = copy.deepcopy(self.backbone)
+        elif value_model is not None:
+            self.value_backbone = self.make_backbone(value_model)
+        self.value_head = ValueHead(self.critic_backbone.hidden_size) if critic else None
+
+    @property
+    def critic(self) -> bool:
+        """Whether there are values."""
+        return self.value_head is not None
+
+    @property
+    def separate_critic(self) -> bool:
+        """Whether the critic has a model of its own."""
+        return self.value_backbone is not None
+
+    @property
+    def critic_backbone(self) -> Backbone:
+        """The model that the critic reads."""
+        return self.value_backbone or self.backbone
+
+    def copy_actor_to_critic(self) -> None:
+        """Let a critic that is a copy start from the actor as it is now."""
+        if self.value_model_is_copy and self.value_backbone is not None:
+            self.value_backbone.load_state_dict(self.backbone.state_dict())
+            self.value_backbone.clear_cache()
+
+    def saved_value_model(self) -> Any:
+        """Return the `value_model` to make the policy with before its weights are loaded."""
+        if self.value_backbone is None:
+            return None
+        return "copy" if self.value_model_is_copy else self.value_backbone.config
+
+    def values(self, batch: SequenceBatch) -> th.Tensor:
+        """Return the values (n,) of what the actions of sequences were chosen from."""
+        return self._values(self.critic_backbone.hidden_states(batch)).flatten()
+
+    def observation_values(self, observation: Observation) -> th.Tensor:
+        """Return the values (n,) of observations on the host, without the prefix cache."""
+        return self._values(self.critic_backbone.last_hidden(observation)).flatten()
+
+    def _values(self, hidden: th.Tensor) -> th.Tensor:
+        """Return the values (n, 1) of hidden states, in float32; zeros without a critic."""
+        if self.value_head is None:
+            return hidden.new_zeros(len(hidden), 1, dtype=th.float32)
+        return cast("th.Tensor", self.value_head(hidden.float()))
