@@ -34,7 +34,7 @@ from agents.learning.kl import (
     estimate_kl,
 )
 from agents.learning.losses import KLLoss, LossTerm
-from agents.learning.objective import Objective
+from agents.learning.objective import Aggregation, Objective
 from agents.learning.reference import make_reference, score_reference
 from agents.learning.rewards import bootstrap_truncations, fill_values, whiten_rewards
 from agents.learning.updater import UpdateLog, update
@@ -81,11 +81,13 @@ class TransformerAlgorithm(SavedExactly):
         text_defaults: What `TransformerPolicy` takes where an argument is left at None.
         transformers_only: Whether there is no such algorithm for SB3's policies.
         aggregation: What the means of its losses are over; see `Objective`.
+        constant_length: Likewise.
     """
 
     text_defaults: ClassVar[dict[str, Any]] = {}
     transformers_only: ClassVar[bool] = False
-    aggregation: ClassVar[Any] = "token"
+    aggregation: Aggregation = "token"
+    constant_length: int | None = None
     # Where SB3's class has no such argument: one step for the whole rollout.
     n_epochs: Any = 1
     batch_size: Any = None
@@ -228,7 +230,9 @@ class TransformerAlgorithm(SavedExactly):
         log = update(
             policy,
             cast("SequenceRolloutBuffer", self.rollout_buffer),
-            Objective(terms, self.aggregation, normalize_advantage=self.normalize_advantage),
+            Objective(
+                terms, self.aggregation, self.constant_length, bool(self.normalize_advantage)
+            ),
             n_epochs=self.n_epochs,
             batch_size=self.batch_size,
             micro_batch_size=self.micro_batch_size,

@@ -100,6 +100,12 @@ CASES: dict[str, dict[str, Any]] = {
     "clipped": {"max_grad_norm": 0.02, "micro_batch_size": 8, "batch_size": ITERATION},
     "free": {"max_grad_norm": 1e9, "micro_batch_size": 20, "clip_range_vf": 0.2},
     "not whitened": {"normalize_advantage": False, "kl_in": "loss", "max_grad_norm": 1e9},
+    "by sequence": {"micro_batch_size": 20, "max_grad_norm": 1e9},
+    "by length": {"max_grad_norm": 1e9},
+}
+AGGREGATIONS: dict[str, dict[str, Any]] = {
+    "by sequence": {"aggregation": "sequence"},
+    "by length": {"aggregation": "constant", "constant_length": 8},
 }
 
 
@@ -108,7 +114,7 @@ def played(case: str) -> Any:
     policy = {"model": gpt2(), **PLAIN_STEPS}
     model = make_agent(policy=policy, learning_rate=0.02, ent_coef=0.02, **CASES[case])
     collect(model)
-    vars(model).update(SETTLED)
+    vars(model).update({**SETTLED, **AGGREGATIONS.get(case, {})})
     model.set_reference()
     shake(model.reference)
     return model

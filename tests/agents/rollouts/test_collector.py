@@ -41,7 +41,8 @@ def test_each_slot_has_its_episodes_and_all_are_whole(kind: str) -> None:
 def test_what_a_slot_plays_does_not_depend_on_the_others(kind: str) -> None:
     """The examples are those that a rollout by steps has, slot by slot."""
     seen: list[list[list[int]]] = []
-    for kwargs in ({"episodes_per_slot": 2}, {"n_steps": 64}):
+    cases: list[dict[str, Any]] = [{"episodes_per_slot": 2}, {"n_steps": 64}]
+    for kwargs in cases:
         model = make_agent(kind, **kwargs)
         collect(model)
         rows: list[list[int]] = [[] for _ in range(NUM_ENVS)]
@@ -195,7 +196,7 @@ class Replayed(PPO):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_source_that_responds_leaves_the_buffer_of_one_that_steps(kind: str) -> None:
-    one_minibatch = {"batch_size": 10**6, "n_epochs": 1}
+    one_minibatch: dict[str, Any] = {"batch_size": 10**6, "n_epochs": 1}
     stepped = collect(whole(kind, **one_minibatch))
     buffer = stepped.rollout_buffer
     responses: list[list[list[int]]] = [[] for _ in range(NUM_ENVS)]
