@@ -62,7 +62,7 @@ def test_twin_is_made_after_some_steps_and_computes_the_same(config: Any) -> Non
     model = backbone(config())
     stepped(model, PACK_AFTER)
     assert not model.decoder.prepacked
-    model.forget()
+    model.clear_cache()
     stepped(model, PACK_AFTER + 3)
     assert model.decoder.prepacked and model.decoder._layers
     assert model.decoder._trunk is not model.model.base_model
@@ -72,13 +72,13 @@ def test_twin_is_made_after_some_steps_and_computes_the_same(config: Any) -> Non
 
 def test_twin_is_made_at_once_for_many_steps() -> None:
     model = backbone(llama())
-    model.begin(steps=PACK_AFTER)
+    model.start_rollout(steps=PACK_AFTER)
     stepped(model, 1)
     assert model.decoder.prepacked
-    model.begin(steps=PACK_AFTER - 1)
+    model.start_rollout(steps=PACK_AFTER - 1)
     stepped(model, 1)
     assert not model.decoder.prepacked
-    model.begin(steps=PACK_AFTER)
+    model.start_rollout(steps=PACK_AFTER)
     model.load_state_dict({name: value * 1.3 for name, value in model.state_dict().items()})
     stepped(model, 1)  # which compares with the plain way
 
@@ -101,7 +101,7 @@ def test_layouts_made_in_inference_mode_can_be_renewed(
 
 def test_predictions_with_new_weights_leave_a_rollouts_layout_alone() -> None:
     model = backbone(llama())
-    model.begin(steps=PACK_AFTER)
+    model.start_rollout(steps=PACK_AFTER)
     for factor in (1.1, 1.3):
         model.next_hidden(ragged([[5, 6, 7], [8]]), scope="predict")
         assert not model.decoder.prepacked
@@ -156,7 +156,7 @@ def test_layers_that_read_the_same_may_be_asked_in_any_order(order: tuple[int, .
 def test_logits_stay_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "layout", lambda _, dtype: Cast)
     model = backbone(gpt2(), autocast=th.bfloat16)
-    model.begin(steps=PACK_AFTER)
+    model.start_rollout(steps=PACK_AFTER)
     hidden = model.next_hidden(ragged([[5, 6, 7], [8]]))
     logits = model.decoder.head(hidden)
     assert model.decoder.prepacked and logits.dtype == th.float32
@@ -266,7 +266,7 @@ def test_layouts_are_let_go() -> None:
     before = len(decoding._PACKED)
     stepped(model, PACK_AFTER + 2)
     assert layout(CPU, th.float32) is not Packed or len(decoding._PACKED) > before
-    model.forget()
+    model.clear_cache()
     gc.collect()
     assert len(decoding._PACKED) == before
 
