@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # for types.
 ORDER = {
     "agents": [
-        *({"files"}, {"rng"}, {"parallel"}),
+        *({"compat"}, {"files"}, {"rng"}, {"parallel"}),
         *({"decoding"}, {"models"}, {"policies"}, {"rollouts"}, {"learning"}, {"algorithms"}),
         *({"training"}, {"reports"}, {"cli"}),
     ],

@@ -19,8 +19,9 @@ from torch import nn
 from agents import parallel
 from agents.files import atomic_path
 from agents.models.backbone import Backbone, Observation, Scope
-from agents.models.causal import CausalBackbone, ModelSpec
+from agents.models.causal import CausalBackbone
 from agents.models.layout import SequenceBatch
+from agents.models.loading import ModelSpec
 from agents.policies.sampling import (
     LOGITS_AT_A_TIME,
     Sampling,

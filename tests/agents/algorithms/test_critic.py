@@ -81,7 +81,7 @@ def test_values_are_those_of_the_critics_model_and_cached(config: str, kind: str
         model = make_agent(kind, policy=policy, env={"max_episode_steps": 5})
         diary = Diary()
         collect(model, diary)
-        assert (model.policy.value_backbone.memo is not None) == use_cache
+        assert ("rollout" in model.policy.value_backbone.decoder.caches) == use_cache
         buffer = model.rollout_buffer
         arrays.append({n: getattr(buffer, n) for n in ("actions", "values", "advantages")})
     for name, cached in arrays[0].items():

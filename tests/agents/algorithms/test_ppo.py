@@ -28,9 +28,10 @@ from agents import (
     GymnasiumVecEnv,
     SequenceRolloutBuffer,
     TransformerPolicy,
-    decoding,
     evaluate_split,
 )
+from agents.decoding import prepacked
+from agents.decoding.weights_version import WeightsVersion
 from tests.agents.helpers import CONFIGS, FEW, gpt2, llama, policy_for, roll_out, vec_env
 
 NUM_ENVS, N_STEPS = 4, 24
@@ -107,7 +108,7 @@ def test_first_ratio_is_one_in_every_iteration(config: str, env_id: str) -> None
     errors: list[float] = []
 
     def check(model: Any) -> None:
-        assert model.policy.backbone.memo is not None
+        assert "rollout" in model.policy.backbone.decoder.caches
         errors.append(ratio_error(model))
 
     model = agent(
@@ -134,12 +135,13 @@ def test_stale_memo_would_show() -> None:
     original = backbone.next_hidden
     kept: list[Any] = []
 
-    def careless(observation: Any, aside: bool) -> Any:
+    def careless(observation: Any, scope: Any) -> Any:
+        caches = backbone.decoder.caches
         if kept:
-            backbone.memo = kept[0]
-            backbone.memo.weights = backbone.decoder.weights_version()
-        answer = original(observation, aside)
-        kept.append(backbone.memo)
+            kept[0].weights = WeightsVersion(backbone.model)()
+            caches["rollout"] = kept[0]
+        answer = original(observation, scope)
+        kept.append(caches["rollout"])
         return answer
 
     backbone.next_hidden = careless
@@ -374,7 +376,7 @@ class Evaluating(BaseCallback):
 def test_evaluating_changes_not_even_the_rounding(
     point: str, rows: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "PACK_FROM", 0)
+    monkeypatch.setattr(prepacked, "PREPACK_FROM", 0)
     monkeypatch.setattr(th, "compile", lambda function, **_: function)
     models = []
     for callback in (None, Evaluating(point, rows)):

@@ -63,18 +63,19 @@ def test_values_of_what_was_cut_off_are_one_forward(monkeypatch: pytest.MonkeyPa
         calls = Calls(model.policy.backbone.model.get_input_embeddings())
         diary = Diary()
         collect(model, diary)
-        memo = model.policy.backbone.memo
-        assert memo is not None
-        # The memo is still that of the last observations: to go on costs a token each. Of
+        cache = model.policy.backbone.decoder.caches["rollout"]
+        # The cache is still that of the last observations: to go on costs a token each. Of
         # episodes that begin there, nothing has been read yet.
         shapes = list(calls.shapes)
         calls.take()
         with th.no_grad():
             model.policy.predict_values(model.policy.obs_to_tensor(model._last_obs)[0])
         begun = model._last_obs["response_length"].flatten() == 0
-        assert 0 < begun.sum() < NUM_ENVS and model.policy.backbone.memo is memo
+        assert (
+            0 < begun.sum() < NUM_ENVS and model.policy.backbone.decoder.caches["rollout"] is cache
+        )
         (read, _), *others = calls.shapes
-        assert read == max(2, begun.sum()) and others == [(NUM_ENVS, 1)]
+        assert read == begun.sum() and others == [(NUM_ENVS, 1)]
         runs.append((shapes, diary, model.rollout_buffer.rewards.copy()))
     (shapes, diary, rewards), (without, _, raw) = runs
     cut = np.array([token.after is not None for token in diary.tokens]).reshape(-1, NUM_ENVS)
