@@ -103,4 +103,5 @@ class RowCache(Cache):
         kept[self._at, :, self._positions] = new.transpose(1, 2)
         if not self._width:
             return new
-        return (kept if self._rows is None else kept[self._rows])[:, :, : self._width]
+        read = kept[:, :, : self._width]
+        return read if self._rows is None else read[self._rows]

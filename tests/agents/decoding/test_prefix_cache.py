@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,43 +9,15 @@ from transformers import BloomConfig, GPTNeoConfig, MambaConfig
 
 from agents.decoding.prefix_cache import ALLOCATION_STEP
 from agents.models.causal import CausalBackbone
-from tests.agents.helpers import CONFIGS, VOCAB, gpt2, llama, policy_for, ragged, vec_env
-
-Rows = list[list[int]]
-
-
-class Counter:
-    """Counts the tokens that a backbone's prefix cache lets it read."""
-
-    def __init__(self, backbone: CausalBackbone) -> None:
-        self.tokens = 0
-        self._trunk = backbone.decoder.trunk
-        backbone.decoder.trunk = self  # type: ignore[method-assign,assignment]
-
-    def __call__(self, tokens: th.Tensor, *others: Any) -> th.Tensor:
-        self.tokens += tokens.numel()
-        return self._trunk(tokens, *others)
-
-
-@pytest.fixture(params=["gpt2", "llama"])
-def backbone(request: pytest.FixtureRequest) -> Iterator[CausalBackbone]:
-    with th.random.fork_rng(), th.no_grad():
-        th.manual_seed(0)
-        made = CausalBackbone(CONFIGS[request.param](), VOCAB, 256)
-        assert made.capabilities.caches is None  # what is compared would else be the same twice
-        yield made
-
-
-def check(backbone: CausalBackbone, rows: Rows) -> None:
-    """The cache must not show in the answer; each row alone, unpadded, is what is true."""
-    answer = backbone.next_hidden(ragged(rows))
-    for row, hidden in zip(rows, answer, strict=True):
-        expected = backbone.trunk(input_ids=th.tensor([row]), use_cache=False)[0, -1]
-        assert (hidden - expected).abs().max() <= 1e-5
-
-
-def tokens(rng: np.random.Generator, length: int) -> list[int]:
-    return [int(token) for token in rng.integers(1, 50, length)]
+from tests.agents.decoding.caches import (
+    Counter,
+    Rows,
+    check,
+    check_observed,
+    observed,
+    tokens,
+)
+from tests.agents.helpers import VOCAB, gpt2, llama, policy_for, ragged, vec_env
 
 
 def test_context_matters(backbone: CausalBackbone) -> None:
@@ -240,23 +211,6 @@ def test_training_mode_drops_the_memo_even_if_nobody_could_tell() -> None:
         fresh = policy.get_distribution(observations).log_probs
     assert (fresh - stale).abs().max() > 1e-2
     assert (answer - fresh).abs().max() <= 1e-4
-
-
-def observed(prompts: Rows, responses: Rows, width: int = 24) -> dict[str, Any]:
-    """Observations as an environment gives them, padded with a token that occurs elsewhere."""
-    observation: dict[str, Any] = {}
-    for key, rows in (("prompt", prompts), ("response", responses)):
-        observation[key] = np.array([row + [7] * (width - len(row)) for row in rows])
-        observation[f"{key}_length"] = np.array([[len(row)] for row in rows])
-    return observation
-
-
-def check_observed(backbone: CausalBackbone, prompts: Rows, responses: Rows) -> None:
-    answer = backbone.next_hidden(observed(prompts, responses))
-    for prompt, response, hidden in zip(prompts, responses, answer, strict=True):
-        row = th.tensor([[*prompt, *response]])
-        expected = backbone.trunk(input_ids=row, use_cache=False)[0, -1]
-        assert (hidden - expected).abs().max() <= 1e-5
 
 
 def test_responses_that_grow_cost_a_token_each(backbone: CausalBackbone) -> None:
