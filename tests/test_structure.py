@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # for types.
 ORDER = {
     "agents": [
-        *({"files"}, {"rng"}, {"parallel"}),
+        *({"compat"}, {"files"}, {"rng"}, {"parallel"}),
         *({"decoding"}, {"models"}, {"policies"}, {"rollouts"}, {"learning"}, {"algorithms"}),
         *({"training"}, {"reports"}, {"cli"}),
     ],
@@ -102,10 +102,7 @@ def test_textenvs_imports_nothing_heavy_at_once() -> None:
         assert not early & HEAVY, path
 
 
-@pytest.mark.parametrize(
-    "package",
-    [pytest.param("agents", marks=pytest.mark.xfail(reason="being taken apart")), "textenvs"],
-)
+@pytest.mark.parametrize("package", list(ORDER))
 def test_folders_import_in_their_order(package: str) -> None:
     level = {name: i for i, names in enumerate(ORDER[package]) for name in names}
     assert {place(package, path) for path in files(package)} - {"__init__"} == set(level)
@@ -115,10 +112,7 @@ def test_folders_import_in_their_order(package: str) -> None:
             assert there == here or level[there] < level[here], f"{path} imports {target}"
 
 
-@pytest.mark.parametrize(
-    "package",
-    [pytest.param("agents", marks=pytest.mark.xfail(reason="being taken apart")), "textenvs"],
-)
+@pytest.mark.parametrize("package", list(ORDER))
 def test_files_import_in_no_circle(package: str) -> None:
     graph = {path: targets - {path} for path, targets in arrows(package).items()}
     assert sum(map(len, graph.values())) > len(graph)

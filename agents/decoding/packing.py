@@ -2,19 +2,18 @@
 
 All other layers look at one token at a time, and it makes no difference to them which sequence a
 token is of. So they run on the tokens alone, and attention, registered with `transformers` under a
-name of its own, sets the sequences apart and brings them together again.
+name of its own, pads the sequences and packs what comes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch as th
-from transformers import AttentionInterface, PretrainedConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AttentionInterface
+
+from agents.compat import causal_attention
 
 ATTENTION = "textenvs_packed"
 
@@ -39,14 +38,14 @@ class Group:
         """Return the group of sequences whose tokens are where `real` is true."""
         return Group(real, real.flatten().nonzero().squeeze(1))
 
-    def apart(self, row: th.Tensor) -> th.Tensor:
+    def pad(self, row: th.Tensor) -> th.Tensor:
         """Return (sequences, heads, width, size) of (1, heads, tokens, size)."""
         _, heads, tokens, size = row.shape
         flat = row[0].transpose(0, 1).reshape(tokens, heads * size)
         spread = cast("th.Tensor", _Spread.apply(flat, self.places, self.real.numel()))
         return spread.view(*self.real.shape, heads, size).transpose(1, 2)
 
-    def together(self, batch: th.Tensor) -> th.Tensor:
+    def pack(self, batch: th.Tensor) -> th.Tensor:
         """Return (1, tokens, heads, size) of (sequences, width, heads, size)."""
         _, _, heads, size = batch.shape
         flat = batch.reshape(self.real.numel(), heads * size)
@@ -142,20 +141,9 @@ def packed_attention(
     outputs = []
     rows = (tensor.split(packing.sizes, dim=2) for tensor in (query, key, value))
     for group, q, k, v in zip(packing.groups, *rows, strict=True):
-        batch = group.apart(q), group.apart(k), group.apart(v)
-        outputs.append(group.together(sdpa_attention_forward(module, *batch, None, **kwargs)[0]))
+        batch = group.pad(q), group.pad(k), group.pad(v)
+        outputs.append(group.pack(causal_attention(module, *batch, **kwargs)))
     return th.cat(outputs, dim=1), None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
-
-
-@contextmanager
-def attending(config: PretrainedConfig, implementation: str) -> Iterator[None]:
-    """Let a model attend by another implementation for a while."""
-    before = config._attn_implementation
-    config._attn_implementation = implementation
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

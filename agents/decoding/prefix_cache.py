@@ -1,149 +1,81 @@
-"""Keys and values that a causal model has already computed, kept as a memo of token prefixes.
+"""Keys and values that a causal model has already computed, remembered by token prefixes.
 
-The memo never decides what a policy answers, only how much of it has to be computed: rows whose
+The cache never decides what a policy answers, only how much of it has to be computed: rows whose
 tokens start with remembered ones cost the rest, any other row is computed afresh. What is compared
 is compared on the host, so that a device is never waited for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from transformers.cache_utils import Cache
+
+from agents.decoding.row_cache import KeyValues, RowCache
+from agents.decoding.tokens import (
+    Observation,
+    Tokens,
+    chunks,
+    join_tokens,
+    last_tokens,
+    lengths_of,
+    versions_of,
+)
 
 # Positions are allocated and compiled steps attend in multiples of this many.
 ALLOCATION_STEP = 64
-
-Tokens = npt.NDArray[np.int64]
-Observation = Mapping[str, Tokens]
-
-
-@dataclass
-class Store:
-    """Keys and values of all layers, (rows, heads, positions, head size) each."""
-
-    keys: list[th.Tensor] = field(default_factory=list)
-    values: list[th.Tensor] = field(default_factory=list)
-
-    def reserve(self, rows: int, positions: int) -> None:
-        """Make room for so many rows and positions, and keep what is there."""
-        for layers in (self.keys, self.values):
-            for i, old in enumerate(layers):
-                if old.shape[2] < positions:
-                    layers[i] = old.new_zeros(rows, old.shape[1], positions, old.shape[3])
-                    layers[i][:, :, : old.shape[2]] = old
-
-
-class RowCache(Cache):
-    """A store as one forward of a `transformers` model sees it: rows have lengths of their own.
-
-    New keys are written to positions chosen row by row; which of a row's keys a query may see is
-    up to the attention mask.
-
-    Args:
-        store: What is written to and read from.
-        shape: The rows and positions to make a store with that is empty yet.
-        rows: (n,) the rows that the forward is about; None: all of them, in order.
-        positions: (n, q) where each row's new keys go.
-        width: How many positions, from the first on, are attended to. 0: only the keys that the
-            forward brings itself.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        shape: tuple[int, int],
-        rows: th.Tensor | None,
-        positions: th.Tensor,
-        width: int,
-    ) -> None:
-        # The parent's layers grow by appending, which ragged rows cannot.
-        self.layers = []
-        self._store = store
-        self._shape = shape
-        self._positions = positions
-        self._width = width
-        self._rows = rows
-        every = th.arange(len(positions), device=positions.device) if rows is None else rows
-        self._at = every[:, None]
-
-    def update(
-        self, key_states: th.Tensor, value_states: th.Tensor, layer_idx: int, *args: Any, **kw: Any
-    ) -> tuple[th.Tensor, th.Tensor]:
-        """Store new keys and values, (n, heads, q, head size), and return those to attend to."""
-        keys = self._write(self._store.keys, layer_idx, key_states)
-        values = self._write(self._store.values, layer_idx, value_states)
-        return keys, values
-
-    @property
-    def allocated(self) -> bool:
-        """Whether there is a store already."""
-        return bool(self._store.keys)
-
-    def stay(self) -> None:
-        """Promise that the store stays where it is: a captured graph writes to it."""
-        for tensor in (*self._store.keys, *self._store.values):
-            th._dynamo.mark_static_address(tensor, guard=False)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions are always given explicitly."""
-        return 0
-
-    def _write(self, layers: list[th.Tensor], layer: int, new: th.Tensor) -> th.Tensor:
-        if th.is_autocast_enabled(new.device.type):
-            # Rotary embeddings give float32, which attention would convert at every step.
-            new = new.to(th.get_autocast_dtype(new.device.type))
-        if layer == len(layers):
-            rows, positions = self._shape
-            layers.append(new.new_zeros(rows, new.shape[1], positions, new.shape[3]))
-        store = layers[layer]
-        store[self._at, :, self._positions] = new.transpose(1, 2)
-        if not self._width:
-            return new
-        return (store if self._rows is None else store[self._rows])[:, :, : self._width]
-
+# Tokens of a forward that reads prompts, padding included: few forwards, and no array that grows
+# with the number of prompts.
+PREFILL_TOKENS = 2**14
 
 # Runs the model: (input_ids, position_ids, attention mask, cache) -> hidden states (n, q, hidden).
-Forward = Callable[[th.Tensor, th.Tensor, th.Tensor, RowCache], th.Tensor]
+# Without a mask, each token sees the forward's own tokens up to itself.
+Forward = Callable[[th.Tensor, th.Tensor, th.Tensor | None, RowCache], th.Tensor]
 
 
-class PrefixMemo:
+class PrefixCache:
     """Computes the last hidden state of each row of tokens, remembering keys and values.
 
     Args:
         rows: How many rows there are; row i is compared with what row i held before.
         weights: What the remembered keys and values were computed with (see `WeightsVersion`).
-        store: Where keys and values go. None: into a new one.
+        prefill_tokens: How many tokens to read in one forward, padding included.
+        key_values: Where keys and values go. None: to new memory.
         capacity: The positions to make room for at once. 0: it grows with the rows.
-        step: Attend to a multiple of so many positions, so that shapes are few.
+        compiled: Whether the model is compiled, so that shapes have to be few.
+
+    Attributes:
+        steps: How many steps it has computed.
     """
 
     def __init__(
         self,
         rows: int,
         weights: object,
-        store: Store | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        key_values: KeyValues | None = None,
         capacity: int = 0,
-        step: int = 1,
+        compiled: bool = False,
     ) -> None:
         self.rows = rows
         self.weights = weights
-        self.store = Store() if store is None else store
-        self.decoded = 0  # steps so far
-        self._step = step
+        self.key_values = KeyValues() if key_values is None else key_values
+        self.steps = 0
+        self._prefill_tokens = prefill_tokens
+        self._compiled = compiled
         self._capacity = _rounded(capacity + 1, ALLOCATION_STEP)
         self._seen: dict[str, Tokens] = {}
+        self._versions: Tokens | None = None
 
     def last_hidden(
         self, forward: Forward, observation: Observation, device: th.device
     ) -> th.Tensor:
         """Return the hidden state at each row's last token.
+
+        After an exception the cache must not be used any more.
 
         Args:
             forward: The model.
@@ -158,19 +90,26 @@ class PrefixMemo:
         longest = int(lengths.max())
         # One position more than the longest row: what padding writes lands there.
         self._capacity = max(self._capacity, _rounded(longest + 1, ALLOCATION_STEP))
-        self.store.reserve(self.rows, self._capacity)
+        self.key_values.reserve(self.rows, self._capacity)
         others = np.flatnonzero(~self._going_on(observation))
         if len(others):
             self._prefill(forward, observation, others, device)
-        tokens_and_positions = np.stack([_last_tokens(observation), lengths - 1])
+        tokens_and_positions = np.stack([last_tokens(observation), lengths - 1])
         token, position = th.as_tensor(tokens_and_positions, device=device)[:, :, None]
-        width = min(_rounded(longest, self._step), self._capacity)
+        width = min(_rounded(longest, ALLOCATION_STEP if self._compiled else 1), self._capacity)
         mask = th.arange(width, device=device)[None, :] <= position
-        cache = RowCache(self.store, (self.rows, self._capacity), None, position, width)
+        cache = RowCache(self.key_values, (self.rows, self._capacity), None, position, width)
         hidden = forward(token, position, mask[:, None, None, :], cache)
-        self.decoded += 1
+        self.steps += 1
         self._remember(observation, others)
         return hidden[:, 0]
+
+    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
+        """Go on with these rows (n,) alone, in this order, and let the memory of the others go."""
+        self.rows = len(rows)
+        self.key_values.keep_rows(th.as_tensor(rows))
+        self._seen = {key: seen[rows] for key, seen in self._seen.items()}
+        self._versions = None if self._versions is None else self._versions[rows]
 
     def _going_on(self, new: Observation) -> npt.NDArray[np.bool_]:
         """Return which rows are the remembered ones and one more token of the response."""
@@ -185,6 +124,10 @@ class PrefixMemo:
         last = new["response_length"][rows, 0] - 1
         # Where it is not true, this is behind what is remembered.
         old["response"][rows, last] = new["response"][rows, last]
+        versions = versions_of(new)
+        if versions is not None and self._versions is not None:
+            going_on &= versions == self._versions
+            return going_on
         for key in ("prompt", "response"):
             if not np.array_equal(old[key], new[key]):
                 going_on &= (old[key] == new[key]).all(axis=1)
@@ -193,31 +136,49 @@ class PrefixMemo:
     def _prefill(
         self, forward: Forward, observation: Observation, rows: Tokens, device: th.device
     ) -> None:
-        """Compute what is missing before the last token of some rows, all in one forward."""
+        """Compute what is missing before the last token of some rows, in few forwards."""
         tokens, lengths = join_tokens(observation, rows)
         known = np.minimum(self._known(tokens, lengths, rows), lengths - 1)
-        missing = lengths - 1 - known
+        for some in self._forwards(known, lengths - 1 - known):
+            if self._compiled and len(some) == 1:
+                some = np.repeat(some, 2)  # compilers take a single row for a case of its own
+            self._read(forward, rows[some], tokens[some], known[some], lengths[some] - 1, device)
+
+    def _forwards(self, known: Tokens, missing: Tokens) -> Iterator[npt.NDArray[np.intp]]:
+        """Yield which rows, of so many known and missing tokens, are read in one forward."""
         some = np.flatnonzero(missing)
-        if not len(some):
-            return
-        if len(some) == 1:
-            some = np.repeat(some, 2)  # compilers take a single row for a case of its own
-        rows, tokens, known, missing = rows[some], tokens[some], known[some], missing[some]
-        steps = np.arange(int(missing.max()))[None, :]
-        real = steps < missing[:, None]
-        positions = known[:, None] + steps
+        groups = [some]
+        if len(some) * int(missing.max()) > self._prefill_tokens:
+            # Rows of which nothing is known need no mask.
+            groups = [some[known[some] == 0], some[known[some] > 0]]
+        for group in groups:
+            for chunk in chunks(missing[group], self._prefill_tokens):
+                yield group[chunk]
+
+    def _read(
+        self,
+        forward: Forward,
+        rows: Tokens,
+        tokens: Tokens,
+        known: Tokens,
+        until: Tokens,
+        device: th.device,
+    ) -> None:
+        """Compute keys and values of some rows' tokens from the known ones on, in one forward."""
+        positions = known[:, None] + np.arange(int((until - known).max()))
+        real = positions < until[:, None]
         read = np.where(real, positions, known[:, None])
         write = np.where(real, positions, self._capacity - 1)
-        fresh = not known.any()
-        width = 0 if fresh else int((known + missing).max())
         inputs = np.stack([np.take_along_axis(tokens, read, 1), read, write])
         token, position, target = th.as_tensor(inputs, device=device)
+        width, mask = 0, None
+        # Keys of a fresh prefill are in the order of its own tokens, and padding is behind them.
+        if known.any():
+            width = int(until.max())
+            mask = (th.arange(width, device=device) <= position[:, :, None])[:, None]
         where = th.as_tensor(rows, device=device)
-        cache = RowCache(self.store, (self.rows, self._capacity), where, target, width)
-        # Keys of a fresh prefill are in the order of its own steps, which padding shares.
-        keys = th.arange(width or token.shape[1], device=device)
-        until = keys.expand_as(token) if fresh else position
-        forward(token, position, (keys <= until[:, :, None])[:, None], cache)
+        cache = RowCache(self.key_values, (self.rows, self._capacity), where, target, width)
+        forward(token, position, mask, cache)
 
     def _known(self, tokens: Tokens, lengths: Tokens, rows: Tokens) -> Tokens:
         """Return how many of some rows' tokens are the remembered ones, from the start on."""
@@ -230,6 +191,8 @@ class PrefixMemo:
 
     def _remember(self, observation: Observation, others: Tokens) -> None:
         """Keep what was seen; of rows that go on, the new token has been kept already."""
+        versions = versions_of(observation)
+        self._versions = None if versions is None else versions.copy()
         if len(others) == self.rows:
             self._seen = {key: np.array(values) for key, values in observation.items()}
             return
@@ -240,76 +203,6 @@ class PrefixMemo:
                 seen[others] = observation[key][others]
 
 
-def lengths_of(observation: Observation) -> Tokens:
-    """Return how many tokens each row has, prompt and response together."""
-    return (observation["prompt_length"] + observation["response_length"])[:, 0]
-
-
-def join_tokens(observation: Observation, rows: Any = slice(None)) -> tuple[Tokens, Tokens]:
-    """Return prompt and response as one right-padded row of tokens, and the rows' lengths.
-
-    Args:
-        observation: A batch of observations of a text environment, on the host.
-        rows: Which of them.
-
-    Returns:
-        (n, width) with the width of the longest row, and (n,).
-    """
-    prompt, response = observation["prompt"][rows], observation["response"][rows]
-    prompt_length, lengths = observation["prompt_length"][rows], lengths_of(observation)[rows]
-    index = np.arange(int(lengths.max()))[None, :]
-    from_prompt = prompt[:, np.minimum(index[0], prompt.shape[1] - 1)]
-    behind = np.clip(index - prompt_length, 0, response.shape[1] - 1)
-    tokens = np.where(index < prompt_length, from_prompt, np.take_along_axis(response, behind, 1))
-    return tokens, lengths
-
-
-def _last_tokens(observation: Observation) -> Tokens:
-    prompt_last, response_last = (
-        observation[f"{key}_length"][:, 0] - 1 for key in ("prompt", "response")
-    )
-    rows = np.arange(len(prompt_last))
-    # Where a length is 0, the index is -1 and finds something that is not used.
-    from_prompt, from_response = (
-        observation["prompt"][rows, prompt_last],
-        observation["response"][rows, response_last],
-    )
-    return np.where(response_last < 0, from_prompt, from_response)
-
-
 def _rounded(value: int, step: int) -> int:
     """Return the least multiple of `step` that is not less."""
     return -(-value // step) * step
-
-
-# How many steps optimizers have taken: PyTorch keeps no count of what fused ones change in place.
-_optimizer_steps = 0
-
-
-def _count_step(*_: Any) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(_count_step)
-
-
-class WeightsVersion:
-    """Tells whether a module's weights are still the same.
-
-    Args:
-        module: The module; its submodules must stay, their parameters may be replaced.
-    """
-
-    def __init__(self, module: th.nn.Module) -> None:
-        self._places = [
-            (part._parameters, name) for part in module.modules() for name in part._parameters
-        ]
-
-    def __call__(self) -> object:
-        """Return something that differs after a parameter was replaced or changed in place.
-
-        PyTorch does not count changes through `.data`.
-        """
-        weights = [parameters[name] for parameters, name in self._places]
-        return _optimizer_steps, [(w.data_ptr(), w._version) for w in weights if w is not None]

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
 
+from agents.decoding.tokens import Observation, Scope
 from agents.models.layout import SequenceBatch, SequenceLayout
 
 if TYPE_CHECKING:
     from agents.models.lora import Adapter
-
-Observation = Mapping[str, npt.NDArray[np.int64]]
-# Rollouts and predictions remember keys and values apart, so that neither changes the other.
-Scope = Literal["rollout", "predict"]
 
 
 @dataclass(frozen=True)

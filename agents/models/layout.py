@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -124,6 +124,24 @@ class CausalLayout:
             for piece in (np.full_like(context, IGNORED), actions)
         ]
         return join(sequence), np.concatenate(labels)
+
+
+def sequences_of(
+    layout: SequenceLayout, turns: Iterable[tuple[Tokens, Tokens]]
+) -> list[list[Turn]]:
+    """Return an episode's turns as the sequences that a model reads.
+
+    Args:
+        layout: Whether a turn goes on with a sequence.
+        turns: Prompt and response of each turn; a prompt holds the whole conversation so far.
+    """
+    sequences: list[list[Turn]] = []
+    for prompt, response in turns:
+        if sequences and layout.continues(sequences[-1], prompt):
+            sequences[-1].append(Turn(prompt[len(join(sequences[-1])) :], response))
+        else:
+            sequences.append([Turn(prompt, response)])
+    return sequences
 
 
 def join(sequence: Sequence[Turn]) -> Tokens:

@@ -11,7 +11,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
 from agents.models.backbone import Backbone
-from agents.models.causal import CausalBackbone, ModelSpec
+from agents.models.causal import CausalBackbone
+from agents.models.loading import ModelSpec
 from agents.policies import export
 from agents.policies.base import BackbonePolicy
 from agents.policies.masks import TokenMasks

@@ -18,6 +18,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from agents.compat import use_one_device
+
 
 def fit(
     network: PreTrainedModel,
@@ -53,8 +55,7 @@ def fit(
             logging_strategy="no",
             dataloader_pin_memory=False,
         )
-        # Or it takes every GPU that it sees, with a batch for each.
-        arguments._n_gpu = min(1, arguments.n_gpu)
+        use_one_device(arguments)  # or each GPU that it sees takes a batch
         trainer = Trainer(model=network, args=arguments, train_dataset=data, data_collator=collate)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)

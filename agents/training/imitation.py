@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch as th
 import transformers
 from torch.nn.utils.rnn import pad_sequence
@@ -17,29 +16,35 @@ from transformers import PreTrainedModel
 
 from agents import parallel
 from agents.files import atomic_path
+from agents.models.causal import CausalBackbone
+from agents.models.layout import IGNORED, CausalLayout, SequenceLayout, sequences_of
 from agents.policies.transformer import TransformerPolicy
 from agents.rng import preserved_rng_state
 from agents.rollouts.vec_env import engine_of
 from textenvs.envs.engine import TextEngine
 from textenvs.envs.playing import Episode, ScriptedAgent, play
-from textenvs.text.codec import TokenIds
 
 PROCEDURE = 2  # counts the changes of `fit`, so that results of an older one are not reused
-IGNORED = -100  # the label of tokens that are not learned
 
 
 class DemonstrationDataset(th.utils.data.Dataset[dict[str, th.Tensor]]):
-    """Demonstrated episodes, one sequence each: all of it is read, the responses are learned.
+    """Demonstrated episodes as sequences: all of it is read, the responses are learned.
 
     Args:
         episodes: Finished episodes, with their turns as token ids.
+        layout: How turns become sequences: one for each episode of a causal model, unless its
+            conversation was cut.
     """
 
-    def __init__(self, episodes: Iterable[Episode]) -> None:
-        self._items = [_tokens_and_labels(episode) for episode in episodes]
+    def __init__(self, episodes: Iterable[Episode], layout: SequenceLayout) -> None:
+        self._items = [
+            layout.labels(sequence)
+            for episode in episodes
+            for sequence in sequences_of(layout, episode.turns)
+        ]
 
     def __len__(self) -> int:
-        """Return the number of episodes."""
+        """Return the number of sequences."""
         return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, th.Tensor]:
@@ -55,27 +60,27 @@ class DemonstrationDataset(th.utils.data.Dataset[dict[str, th.Tensor]]):
         return digest.hexdigest()
 
 
-def _tokens_and_labels(episode: Episode) -> tuple[TokenIds, TokenIds]:
-    """Return an episode's tokens, and the same with everything ignored but the responses."""
-    prompt, response = episode.turns[-1]
-    tokens = np.concatenate([prompt, response])
-    labels = np.full_like(tokens, IGNORED)
-    for prompt, response in episode.turns:
-        labels[len(prompt) : len(prompt) + len(response)] = response
-    return tokens, labels
+def demonstrations(
+    engine: TextEngine, passes: int, seed: int = 0, layout: SequenceLayout | None = None
+) -> DemonstrationDataset:
+    """Let `Task.demonstrate` play every example of an environment, several times over.
 
-
-def demonstrations(engine: TextEngine, passes: int, seed: int = 0) -> DemonstrationDataset:
-    """Let `Task.demonstrate` play every example of an environment, several times over."""
+    Args:
+        engine: The environment's; it is left alone.
+        passes: How often each example is played.
+        seed: For the demonstrator and the episodes.
+        layout: How turns become sequences. None: as for a causal model.
+    """
     quiet = engine.with_slots(min(64, len(engine.examples)))
     quiet.terms = []
     agent = ScriptedAgent(engine.task.demonstrate, seed)
     examples = range(len(engine.examples))
-    return DemonstrationDataset(
+    episodes = (
         episode
         for number in range(passes)
         for episode in play(quiet, agent, examples, seed + number)
     )
+    return DemonstrationDataset(episodes, layout or CausalLayout())
 
 
 def warm_start(
@@ -112,6 +117,11 @@ def warm_start(
     policy = model.policy
     if not isinstance(policy, TransformerPolicy):
         raise TypeError(f"warm_start needs a TransformerPolicy, not a {type(policy).__name__}.")
+    if not isinstance(policy.backbone, CausalBackbone):
+        raise TypeError(
+            "warm_start fits causal models of transformers, but the policy's is a "
+            f"{type(policy.backbone).__name__}: train it before, by its own means."
+        )
     if passes == 0:
         return
     if learning_rate is None:
@@ -138,7 +148,7 @@ def _fit_or_read(
 ) -> None:
     """Give a model's actor the weights that `warm_start` describes, but for folding an adapter."""
     policy = model.policy
-    data = demonstrations(engine_of(model.env), passes, seed)
+    data = demonstrations(engine_of(model.env), passes, seed, policy.backbone.layout)
     adapter = policy.backbone.adapter
     settings = {
         "procedure": PROCEDURE,

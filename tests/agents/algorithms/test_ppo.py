@@ -30,7 +30,8 @@ from agents import (
     TransformerPolicy,
     evaluate_split,
 )
-from agents.decoding import decoder as decoding
+from agents.decoding import prepacked
+from agents.decoding.weights_version import WeightsVersion
 from agents.rollouts.sequences import split_evenly
 from tests.agents.agents import Calls, EachStep
 from tests.agents.helpers import CONFIGS, FEW, gpt2, llama, policy_for, roll_out, vec_env
@@ -141,12 +142,13 @@ def test_stale_memo_would_show() -> None:
     original = backbone.next_hidden
     kept: list[Any] = []
 
-    def careless(observation: Any, aside: bool) -> Any:
+    def careless(observation: Any, scope: Any) -> Any:
+        caches = backbone.decoder.caches
         if kept:
-            backbone.memo = kept[0]
-            backbone.memo.weights = backbone.decoder.weights_version()
-        answer = original(observation, aside)
-        kept.append(backbone.memo)
+            kept[0].weights = WeightsVersion(backbone.model)()
+            caches["rollout"] = kept[0]
+        answer = original(observation, scope)
+        kept.append(caches["rollout"])
         return answer
 
     backbone.next_hidden = careless
@@ -381,7 +383,7 @@ class Evaluating(BaseCallback):
 def test_evaluating_changes_not_even_the_rounding(
     point: str, rows: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "PACK_FROM", 0)
+    monkeypatch.setattr(prepacked, "PREPACK_FROM", 0)
     monkeypatch.setattr(th, "compile", lambda function, **_: function)
     models = []
     for callback in (None, Evaluating(point, rows)):

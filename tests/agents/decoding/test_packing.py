@@ -42,7 +42,7 @@ def test_packed_is_padded(config: str, checkpointed: bool) -> None:
     """The same hidden states and gradients as sequence by sequence, and no token more is read."""
     packed = backbone(CONFIGS[config](), gradient_checkpointing=checkpointed)
     alone = backbone(CONFIGS[config]())
-    assert packed.packs
+    assert packed.capabilities.packs is None
     read: list[int] = []
     packed.model.get_input_embeddings().register_forward_pre_hook(
         lambda _, inputs: read.append(inputs[0].numel())
@@ -103,7 +103,7 @@ def test_models_that_cannot_are_padded(why: str) -> None:
     else:
         config = BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=2)
     model = backbone(config)
-    assert not model.packs
+    assert model.capabilities.packs
     tokens, wanted = batch()
     with th.no_grad():
         hidden = model.hidden_states(batch_of(tokens, wanted))
@@ -111,18 +111,18 @@ def test_models_that_cannot_are_padded(why: str) -> None:
     assert th.equal(hidden, expected)
 
 
-def test_apart_and_together() -> None:
+def test_pad_and_pack() -> None:
     wanted = batch()[1]
     real = th.arange(wanted.shape[1]) < th.tensor(list(map(len, ROWS)))[:, None]
     group = Group.of(real)
     row = th.randn(1, 3, int(real.sum()), 4, dtype=th.float64, requires_grad=True)
-    apart = group.apart(row)
-    assert apart.shape == (len(ROWS), 3, wanted.shape[1], 4)
-    assert (apart.transpose(1, 2)[~real] == 0).all()
-    assert th.equal(group.together(apart.transpose(1, 2)), row.transpose(1, 2))
-    assert th.autograd.gradcheck(group.apart, (row,))
-    batch_like = apart.transpose(1, 2).detach().requires_grad_()
-    assert th.autograd.gradcheck(group.together, (batch_like,))
+    padded = group.pad(row)
+    assert padded.shape == (len(ROWS), 3, wanted.shape[1], 4)
+    assert (padded.transpose(1, 2)[~real] == 0).all()
+    assert th.equal(group.pack(padded.transpose(1, 2)), row.transpose(1, 2))
+    assert th.autograd.gradcheck(group.pad, (row,))
+    batch_like = padded.transpose(1, 2).detach().requires_grad_()
+    assert th.autograd.gradcheck(group.pack, (batch_like,))
 
 
 def test_neighbours_of_like_length_are_padded_together() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,43 +9,15 @@ from transformers import BloomConfig, GPTNeoConfig, MambaConfig
 
 from agents.decoding.prefix_cache import ALLOCATION_STEP
 from agents.models.causal import CausalBackbone
-from tests.agents.helpers import CONFIGS, VOCAB, gpt2, llama, policy_for, ragged, vec_env
-
-Rows = list[list[int]]
-
-
-class Counter:
-    """Counts the tokens that a backbone's memo lets it read."""
-
-    def __init__(self, backbone: CausalBackbone) -> None:
-        self.tokens = 0
-        self._trunk = backbone.decoder.trunk
-        backbone.decoder.trunk = self  # type: ignore[method-assign,assignment]
-
-    def __call__(self, tokens: th.Tensor, *others: Any) -> th.Tensor:
-        self.tokens += tokens.numel()
-        return self._trunk(tokens, *others)
-
-
-@pytest.fixture(params=["gpt2", "llama"])
-def backbone(request: pytest.FixtureRequest) -> Iterator[CausalBackbone]:
-    with th.random.fork_rng(), th.no_grad():
-        th.manual_seed(0)
-        made = CausalBackbone(CONFIGS[request.param](), VOCAB, 256)
-        assert made.remembers  # what is compared would else be the same twice
-        yield made
-
-
-def check(backbone: CausalBackbone, rows: Rows) -> None:
-    """The memo must not show in the answer; each row alone, unpadded, is what is true."""
-    answer = backbone.next_hidden(ragged(rows))
-    for row, hidden in zip(rows, answer, strict=True):
-        expected = backbone.trunk(input_ids=th.tensor([row]), use_cache=False)[0, -1]
-        assert (hidden - expected).abs().max() <= 1e-5
-
-
-def tokens(rng: np.random.Generator, length: int) -> list[int]:
-    return [int(token) for token in rng.integers(1, 50, length)]
+from tests.agents.decoding.caches import (
+    Counter,
+    Rows,
+    check,
+    check_observed,
+    observed,
+    tokens,
+)
+from tests.agents.helpers import VOCAB, gpt2, llama, policy_for, ragged, vec_env
 
 
 def test_context_matters(backbone: CausalBackbone) -> None:
@@ -166,20 +137,20 @@ def test_a_known_prefix_costs_only_the_rest(backbone: CausalBackbone) -> None:
     first, second = [*range(1, 21)], [*range(21, 41)]
     cost([first, second])
     assert cost([[*first, 1], [*second, 1]]) == 2
-    # A reply of five tokens: four to be read before the last, in one row, which goes in twice.
-    assert cost([[*first, 1, 2, 3, 4, 5, 6], [*second, 1, 2]]) == 2 + 2 * 4
+    # A reply of five tokens: four to be read before the last.
+    assert cost([[*first, 1, 2, 3, 4, 5, 6], [*second, 1, 2]]) == 2 + 4
     # A reset: the other row is not read again.
-    assert cost([[50, 51, 52], [*second, 1, 2, 3]]) == 2 + 2 * 2
+    assert cost([[50, 51, 52], [*second, 1, 2, 3]]) == 2 + 2
     assert cost([[50, 51, 52], [*second, 1, 2, 3]]) == 2
 
 
-def memo_answer(backbone: CausalBackbone) -> th.Tensor:
+def cached_answer(backbone: CausalBackbone) -> th.Tensor:
     return backbone.next_hidden(ragged([[1, 2, 3, 4, 5]]))
 
 
 @pytest.mark.parametrize("how", ["step", "load", "replace", "single", "module"])
-def test_weights_that_change_drop_the_memo(backbone: CausalBackbone, how: str) -> None:
-    stale = memo_answer(backbone)
+def test_weights_that_change_drop_the_cache(backbone: CausalBackbone, how: str) -> None:
+    stale = cached_answer(backbone)
     keys = [parameter for name, parameter in backbone.named_parameters() if "attn" in name]
     with th.enable_grad():
         if how == "step":
@@ -200,7 +171,7 @@ def test_weights_that_change_drop_the_memo(backbone: CausalBackbone, how: str) -
         backbone.load_state_dict(state, assign=True)
     fresh = backbone.last_hidden(ragged([[1, 2, 3, 4, 5]]))
     assert (fresh - stale).abs().max() > 1e-3
-    assert (memo_answer(backbone) - fresh).abs().max() <= 1e-5
+    assert (cached_answer(backbone) - fresh).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -240,23 +211,6 @@ def test_training_mode_drops_the_memo_even_if_nobody_could_tell() -> None:
         fresh = policy.get_distribution(observations).log_probs
     assert (fresh - stale).abs().max() > 1e-2
     assert (answer - fresh).abs().max() <= 1e-4
-
-
-def observed(prompts: Rows, responses: Rows, width: int = 24) -> dict[str, Any]:
-    """Observations as an environment gives them, padded with a token that occurs elsewhere."""
-    observation: dict[str, Any] = {}
-    for key, rows in (("prompt", prompts), ("response", responses)):
-        observation[key] = np.array([row + [7] * (width - len(row)) for row in rows])
-        observation[f"{key}_length"] = np.array([[len(row)] for row in rows])
-    return observation
-
-
-def check_observed(backbone: CausalBackbone, prompts: Rows, responses: Rows) -> None:
-    answer = backbone.next_hidden(observed(prompts, responses))
-    for prompt, response, hidden in zip(prompts, responses, answer, strict=True):
-        row = th.tensor([[*prompt, *response]])
-        expected = backbone.trunk(input_ids=row, use_cache=False)[0, -1]
-        assert (hidden - expected).abs().max() <= 1e-5
 
 
 def test_responses_that_grow_cost_a_token_each(backbone: CausalBackbone) -> None:
@@ -337,4 +291,4 @@ def test_models_that_cannot_go_on_from_ragged_rows_compute_all_of_them(config: s
             check(backbone, rows)
             for row in rows:
                 row += tokens(rng, 1 + int(rng.integers(3)))
-    assert backbone.memo is None
+    assert not backbone.decoder.caches

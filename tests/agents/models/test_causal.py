@@ -74,7 +74,7 @@ def test_checkpointing_computes_twice_and_changes_nothing(
         for _ in range(2):  # the second time after an update
             calls = Calls(*inner_layers(model))
             collect(model)
-            assert model.policy.backbone.memo is not None
+            assert "rollout" in model.policy.backbone.decoder.caches
             # Of each layer a decode step for each token, and prefills for the resets.
             assert 2 * N_STEPS <= calls.tokens(32) // NUM_ENVS // models < 2 * 4 * N_STEPS
             calls.take()
@@ -130,7 +130,7 @@ def test_autocast_computes_the_trunk_only_in_bfloat16(config: str, value_model: 
         with th.no_grad():
             low = backbone.trunk(input_ids=th.tensor([[5, 6, 7]]), use_cache=False)
         assert low.dtype == th.float32
-        kept = {keys.dtype for keys in backbone.memo.store.keys}
+        kept = {keys.dtype for keys in backbone.decoder.caches["rollout"].key_values.keys}
         assert kept == {th.bfloat16 if autocast else th.float32}
         assert {p.dtype for p in model.policy.parameters()} == {th.float32}
         buffer = model.rollout_buffer
@@ -149,7 +149,7 @@ def test_autocast_computes_the_trunk_only_in_bfloat16(config: str, value_model: 
         log_probs = logits[:, FEW].log_softmax(-1)
         at = [FEW.index(int(action)) for action in samples.actions]
         assert (answers[1] - log_probs[range(len(at)), at]).abs().max() < 1e-5
-        # The memo's way of computing and that of the update differ by rounding only.
+        # The cache's way of computing and that of the update differ by rounding only.
         error = float((answers[1] - samples.old_log_prob).abs().max())
         assert error < (0.15 if autocast else 1e-5)
         results.append((low, model))

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import PPO, warm_start
 from agents.decoding import decoder as decoding
+from agents.decoding.prepacked import CastProduct
 from agents.rollouts.sequences import split_by_size
 from tests.agents.agents import (
     ITERATION,
@@ -299,7 +300,7 @@ def test_without_its_adapter_a_policy_answers_as_if_it_never_had_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also by its head, which rollouts run in a layout of its own."""
-    monkeypatch.setattr(decoding, "layout", lambda _, dtype: decoding.Cast)
+    monkeypatch.setattr(decoding, "fastest_product", lambda _, dtype: CastProduct)
     spec = {"r": 2, "target_modules": ["lm_head"]}
     model = lora_agent(spec).learn(ITERATION)
     policy = model.policy
@@ -308,7 +309,7 @@ def test_without_its_adapter_a_policy_answers_as_if_it_never_had_one(
         for name, parameter in policy.backbone.model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.5)
-        policy.start_rollout(decoding.PACK_AFTER)
+        policy.start_rollout(decoding.PREPACK_AFTER)
         policy(obs)
         assert policy.backbone.decoder.prepacked
         adapter = policy.backbone.adapter

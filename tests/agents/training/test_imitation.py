@@ -13,7 +13,8 @@ import stable_baselines3
 import torch as th
 
 from agents import PPO, evaluate_split, warm_start
-from agents.training.imitation import IGNORED, default_cache, demonstrations
+from agents.models.layout import IGNORED, CausalLayout, sequences_of
+from agents.training.imitation import default_cache, demonstrations
 from tests.agents.helpers import gpt2, llama
 from textenvs.task import Example, Task, Transcript, Turn
 from textenvs.text.loading import embedded_tokenizer
@@ -164,6 +165,27 @@ def test_demonstrations_of_a_dialogue() -> None:
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     users = ["\nUser: after black 1?\nAgent:", "\nUser: after black 3?\nAgent:"]
     assert text == f"Colour 3: {turns[0]}{users[0]} {turns[1]}{users[1]} {turns[2]}"
+
+
+def test_turns_become_sequences() -> None:
+    """A prompt holds the conversation, of which only what is new is read; a cut one is another."""
+    turns = [([5, 6], [7, 8]), ([5, 6, 7, 8, 9], [10]), ([9, 10, 11], [12]), ([9, 10, 11], [13])]
+    episode = [(np.array(prompt), np.array(response)) for prompt, response in turns]
+    layout = CausalLayout()
+    items = [layout.labels(sequence) for sequence in sequences_of(layout, episode)]
+    none = IGNORED
+    assert [[tokens.tolist(), labels.tolist()] for tokens, labels in items] == [
+        [[5, 6, 7, 8, 9, 10], [none, none, 7, 8, none, 10]],
+        [[9, 10, 11, 12], [none, none, none, 12]],
+        [[9, 10, 11, 13], [none, none, none, 13]],
+    ]
+
+
+def test_only_models_of_transformers_are_fitted() -> None:
+    model = agent()
+    model.policy.backbone = th.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match="but the policy's is a Linear"):
+        warm_start(model, passes=1, progress=False, cache=False)
 
 
 def test_imitation_is_learned() -> None:

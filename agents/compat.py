@@ -1,0 +1,155 @@
+"""Whatever other libraries keep private, or name otherwise from version to version: used here only.
+
+Each function says in which versions it was seen to work. `tests/agents/test_compat.py` fails if an
+architecture loses its cache or its packing by a change of what is private.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any, TypeVar, cast
+
+import torch as th
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._pytree import tree_map
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+T = TypeVar("T")
+
+# A parameter's place: the dict of its module that holds it, and its name there.
+Place = tuple[Mapping[str, th.Tensor | None], str]
+
+# torch 2.11, 2.13: counts what is done to a tensor in place, except by way of `.data` and by fused
+# optimizers.
+version_of = cast("Callable[[th.Tensor], int]", attrgetter("_version"))
+
+
+def on_optimizer_step(function: Callable[[], None]) -> None:
+    """Call a function after each step of each optimizer; torch 2.11, 2.13."""
+    register_optimizer_step_post_hook(lambda *_: function())
+
+
+def parameter_places(module: nn.Module) -> list[Place]:
+    """Return where a module's parameters are held; torch 2.11, 2.13."""
+    return [(part._parameters, name) for part in module.modules() for name in part._parameters]
+
+
+def with_children(module: nn.Module, children: dict[str, nn.Module | None]) -> nn.Module:
+    """Return a module that shares everything with another but its children; torch 2.11, 2.13."""
+    shared = copy.copy(module)
+    shared._modules = children
+    return shared
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return a module's children by name, those that are None included; torch 2.11, 2.13."""
+    return module._modules
+
+
+def map_tensors(function: Callable[[th.Tensor], th.Tensor], tree: T) -> T:
+    """Return tuples, lists and dicts of tensors with a function applied; torch 2.11, 2.13."""
+    return cast("T", tree_map(function, tree))
+
+
+def fix_address(tensor: th.Tensor) -> None:
+    """Promise compilers that a tensor stays where it is in memory; torch 2.11, 2.13."""
+    th._dynamo.mark_static_address(tensor, guard=False)
+
+
+def onednn_multiplies(dtype: th.dtype) -> bool:
+    """Return whether oneDNN multiplies by prepacked weights on this CPU; torch 2.11, 2.13."""
+    if not (th.backends.mkldnn.is_available() and hasattr(th.ops.mkldnn, "_linear_pointwise")):
+        return False
+    if dtype == th.bfloat16:
+        return bool(th.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == th.float32
+
+
+def onednn_prepack(weight: th.Tensor, rows: int) -> th.Tensor:
+    """Return a weight (out, in) in oneDNN's own layout.
+
+    torch 2.11, 2.13.
+
+    Args:
+        weight: The weight.
+        rows: The number of rows that the layout is made for; it serves any other, too.
+    """
+    return cast("th.Tensor", th.ops.mkldnn._reorder_linear_weight(weight, rows))
+
+
+def onednn_linear(x: th.Tensor, prepacked: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+    """Return a linear layer's output by a prepacked weight; torch 2.11, 2.13."""
+    linear = th.ops.mkldnn._linear_pointwise.default
+    return cast("th.Tensor", linear(x, prepacked, bias, "none", [], ""))
+
+
+def without_layers(cache: Cache) -> None:
+    """Initialise a cache that keeps nothing in layers of `transformers`' own.
+
+    transformers 5.17, 5.23: masks are then made for the keys of a forward alone, and `None` stays
+    a causal mask of these. The parent's layers grow by appending, which ragged rows cannot.
+    """
+    cache.layers = []
+
+
+def attention_of(config: PretrainedConfig) -> str:
+    """Return the name of the attention that a model uses; transformers 5.17, 5.23."""
+    return str(config._attn_implementation)
+
+
+@contextmanager
+def using_attention(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Let a model use another attention for a while; transformers 5.17, 5.23."""
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def causal_attention(
+    module: nn.Module, query: th.Tensor, key: th.Tensor, value: th.Tensor, **options: Any
+) -> th.Tensor:
+    """Return what SDPA gives for queries that see all keys up to their own.
+
+    transformers 5.17, 5.23.
+
+    Args:
+        module: The attention layer.
+        query: (sequences, heads, width, size)
+        key: (sequences, key heads, width, size)
+        value: Likewise.
+        options: What a model gives to its attention besides.
+
+    Returns:
+        (sequences, width, heads, size)
+    """
+    return sdpa_attention_forward(module, query, key, value, None, **options)[0]
+
+
+def checkpointed_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers whose inner results need not be kept; transformers 5.17, 5.23."""
+    return [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+
+def set_recomputation(layer: nn.Module, function: Callable[..., Any]) -> None:
+    """Let `function(forward, *inputs)` run a layer while its `training` is set.
+
+    transformers 5.17, 5.23.
+    """
+    checkpointed = cast("Any", layer)
+    checkpointed.gradient_checkpointing = True
+    checkpointed._gradient_checkpointing_func = function
+
+
+def use_one_device(arguments: Any) -> None:
+    """Let a `transformers.Trainer` use one GPU of all that it sees; transformers 5.17, 5.23."""
+    arguments._n_gpu = min(1, arguments.n_gpu)

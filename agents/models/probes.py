@@ -1,0 +1,179 @@
+"""What a model can do, found by trying: each probe returns why not, or None."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from math import ceil, log2, sqrt
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch as th
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from agents.compat import attention_of
+from agents.decoding.decoder import Decoder
+from agents.decoding.tokens import Observation
+from agents.models.backbone import Capabilities
+from agents.models.layout import SequenceBatch
+
+# Relative to the size of what is compared: rounding is far below, another position far above.
+TOLERANCE = 1e-3
+# How large logits are in a trained model: what is done to them shows in such ones only.
+LOGITS = 20.0
+# Initial weights are often so small that a model attends to all positions alike, and a wrong
+# position would not show. A layer's output is made about so many times as large as its input.
+GAIN = 1.5
+
+
+class Probed(Protocol):
+    """What is tried, in float32: a causal language model and the ways to compute it."""
+
+    model: PreTrainedModel
+
+    @property
+    def decoder(self) -> Decoder:
+        """What goes on from keys and values."""
+        ...
+
+    def trunk(self, **inputs: Any) -> th.Tensor:
+        """Return the last hidden states."""
+        ...
+
+    def logits(self, hidden: th.Tensor) -> th.Tensor:
+        """Return the logits of hidden states."""
+        ...
+
+    def padded(self, batch: SequenceBatch) -> th.Tensor:
+        """Return the hidden states of sequences' actions."""
+        ...
+
+    def packed(self, batch: SequenceBatch) -> th.Tensor:
+        """Return the same, computed in one row."""
+        ...
+
+    def last_hidden(self, observation: Observation) -> th.Tensor:
+        """Return each row's last hidden state."""
+        ...
+
+
+def probe(backbone: Probed) -> Capabilities:
+    """Return what a model can do, and warn if it cannot be cached.
+
+    Raises:
+        ValueError: If its logits are not a linear layer of its last hidden states.
+    """
+    name = type(backbone.model).__name__
+    with realistic_weights(backbone.model), th.no_grad():
+        reason = why_no_linear_head(backbone)
+        if reason is not None:
+            raise ValueError(
+                f"{name} changes its logits after the output layer ({reason}), which is not "
+                "supported: choose a model whose logits are a linear layer of its last hidden "
+                "states (GPT-2, Llama, Qwen, Mistral, ...)."
+            )
+        packs = why_no_packing(backbone)
+        caches = why_no_cache(backbone)
+    if caches is None:
+        return Capabilities(packs=packs)
+    warnings.warn(
+        f"{name} cannot go on from the keys and values of rows of different lengths ({caches}): "
+        "each token of a rollout will cost its whole context.",
+        stacklevel=4,
+    )
+    return Capabilities(caches, packs, "only steps that go on from a cache are compiled")
+
+
+def why_no_linear_head(backbone: Probed) -> str | None:
+    """Return why a model's logits are not what its output layer makes of its hidden states."""
+    tokens = th.arange(2)[None, :]
+    head = cast("th.nn.Module", backbone.model.get_output_embeddings())
+    hidden = backbone.trunk(input_ids=tokens, use_cache=False)
+    size = float(backbone.logits(hidden).square().mean().sqrt())
+    scale = LOGITS / size if size else 1.0
+    hook = head.register_forward_hook(lambda _, inputs, output: output * scale)
+    try:
+        expected = backbone.model(input_ids=tokens, use_cache=False).logits
+        return _difference(backbone.logits(hidden), expected)
+    finally:
+        hook.remove()
+
+
+def why_no_cache(backbone: Probed) -> str | None:
+    """Return why a model cannot go on from keys and values of rows of different lengths."""
+    # Long prompts grow by little, short ones by much; many, since a wrong row may by chance
+    # differ by little.
+    rows, random = 16, np.random.default_rng(0)
+    fixed = {
+        "prompt": random.integers(0, 2, (rows, 3)),
+        "prompt_length": np.resize([3, 1], (rows, 1)),
+        "response": random.integers(0, 2, (rows, 5)),
+    }
+    reason = None
+    for lengths in ([0, 0], [2, 5]):
+        observation = {**fixed, "response_length": np.resize(lengths, (rows, 1))}
+        ask = partial(backbone.decoder.next_hidden, observation, "rollout")
+        reason = reason or _why_not(ask, backbone.last_hidden(observation))
+    backbone.decoder.clear()
+    return reason
+
+
+def why_no_packing(backbone: Probed) -> str | None:
+    """Return why a model cannot compute sequences in one row without padding."""
+    attention = attention_of(backbone.model.config)
+    if attention != "sdpa":
+        return f"its attention is {attention!r}, and only 'sdpa' is packed"
+    tokens = th.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    wanted = th.arange(4) < th.tensor([[4], [3], [1]])  # two beside each other, one alone
+    batch = SequenceBatch(tokens, wanted, wanted)
+    return _why_not(partial(backbone.packed, batch), backbone.padded(batch))
+
+
+@contextmanager
+def realistic_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Make the weights of linear layers as large as training makes them, where they are tiny.
+
+    They are multiplied by powers of two, so that they are afterwards what they were to the bit.
+    """
+    scales = _scales(model)
+    with th.no_grad():
+        for weight, scale in scales:
+            weight.mul_(scale)
+        try:
+            yield
+        finally:
+            for weight, scale in scales:
+                weight.mul_(1 / scale)
+
+
+def _scales(model: PreTrainedModel) -> list[tuple[th.Tensor, float]]:
+    head = model.get_output_embeddings()
+    scales = []
+    for layer in model.modules():
+        if isinstance(layer, (th.nn.Linear, Conv1D)) and layer is not head:
+            weight = layer.weight
+            width = weight.shape[0 if isinstance(layer, Conv1D) else 1]
+            gain = float(weight.detach().norm()) / sqrt(weight.numel()) * sqrt(width)
+            if 0 < gain < GAIN:
+                scales.append((weight, 2.0 ** ceil(log2(GAIN / gain))))
+    return scales
+
+
+def _why_not(actual: Callable[[], th.Tensor], expected: th.Tensor) -> str | None:
+    try:
+        answer = actual()
+    except Exception as error:  # whatever a model does that knows nothing of it
+        return f"{type(error).__name__}: {error}"
+    return _difference(answer, expected)
+
+
+def _difference(actual: th.Tensor, expected: th.Tensor) -> str | None:
+    if actual.shape != expected.shape:
+        return f"the shape is {tuple(actual.shape)} and not {tuple(expected.shape)}"
+    if th.allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        return None
+    worst = float((actual - expected).abs().max())
+    return f"the results differ by up to {worst:.2g}"

@@ -1,0 +1,86 @@
+"""Prompts are read in few forwards, none of which needs much memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from tests.agents.agents import LargestTensor
+from tests.agents.decoding.caches import (
+    check,
+    made,
+    tokens,
+)
+from tests.agents.helpers import ragged
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("prefill_tokens", [1, 16, 50])
+def test_prompts_are_read_in_chunks(name: str, prefill_tokens: int) -> None:
+    """The same numbers, a row at least to a forward, and rows of like length together."""
+    rng = np.random.default_rng(10)
+    backbone = made(name, prefill_tokens=prefill_tokens)
+    rows = [tokens(rng, length) for length in (3, 30, 1, 9, 12, 2, 31)]
+    shapes: list[tuple[int, ...]] = []
+    embeddings = backbone.model.get_input_embeddings()
+    with th.no_grad():
+        check(backbone, rows)
+        hook = embeddings.register_forward_pre_hook(
+            lambda _, inputs: shapes.append(tuple(inputs[0].shape))
+        )
+        uncached = backbone.last_hidden(ragged(rows))
+        reads, shapes = shapes, []
+        hook.remove()
+        for row, hidden in zip(rows, uncached, strict=True):
+            expected = backbone.trunk(input_ids=th.tensor([row]), use_cache=False)[0, -1]
+            assert (hidden - expected).abs().max() <= 1e-5
+        # New prompts beside ones that have grown by much.
+        rows = [tokens(rng, 20), [*rows[1], *tokens(rng, 9)], *rows[2:5], tokens(rng, 25), rows[6]]
+        check(backbone, rows)
+    assert sum(count for count, _ in reads) == len(rows) and len(reads) > 1
+    assert all(count == 1 or count * width <= prefill_tokens for count, width in reads)
+    assert [width for _, width in reads] == sorted((w for _, w in reads), reverse=True)
+
+
+def test_chunks_have_gradients() -> None:
+    gradients = []
+    for prefill_tokens in (4, 1000):
+        backbone = made("llama", prefill_tokens=prefill_tokens)
+        hidden = backbone.last_hidden(ragged([[1, 2, 3], [4], [5, 6, 7, 8]]))
+        (hidden * th.arange(hidden.numel()).view_as(hidden)).sum().backward()
+        gradients.append([parameter.grad for parameter in backbone.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        th.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-2)
+
+
+def test_memory_does_not_grow_with_the_number_of_prompts() -> None:
+    """A forward's tokens times its widest layer, and keys and values; no mask of rows x q x k."""
+    rng = np.random.default_rng(11)
+    backbone = made("llama", prefill_tokens=256)
+    rows = [tokens(rng, 120) for _ in range(16)]
+    with LargestTensor() as tensors, th.no_grad():
+        backbone.next_hidden(ragged(rows))
+    (kept,) = {t.numel() for t in backbone.decoder.caches["rollout"].key_values.keys}
+    assert tensors.elements == kept
+    wide = backbone.model.config.intermediate_size
+    with LargestTensor() as tensors, th.no_grad():
+        backbone.last_hidden(ragged(rows))
+    assert tensors.elements <= max(256 * wide, backbone.num_logits * backbone.hidden_size)
+
+
+def test_a_fresh_prefill_has_no_mask() -> None:
+    backbone = made("llama")
+    rows = [[1, 2, 3], [4], [5, 6]]
+    masks: list[Any] = []
+    backbone.model.get_submodule("model.layers.0").register_forward_pre_hook(
+        lambda _, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    with th.no_grad():
+        answer = backbone.next_hidden(ragged(rows))
+        assert len(masks) == 2 and masks[0] is None and masks[1] is not None
+        for row, hidden in zip(rows, answer, strict=True):
+            expected = backbone.trunk(input_ids=th.tensor([row]), use_cache=False)[0, -1]
+            assert (hidden - expected).abs().max() <= 1e-5
