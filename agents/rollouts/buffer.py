@@ -14,8 +14,9 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from agents import parallel
-from agents.models.layout import CausalLayout, SequenceBatch, SequenceLayout, Turn
-from agents.rollouts.sequences import Segment, Sequence, TokenBatch, split_by_size, split_evenly
+from agents.models.layout import CausalLayout, SequenceBatch, SequenceLayout
+from agents.rollouts.recorder import SequenceRecorder
+from agents.rollouts.sequences import Sequence, TokenBatch, split_by_size, split_evenly
 
 Observation = dict[str, npt.NDArray[np.int64]]
 FLOATS = ("rewards", "returns", "values", "log_probs", "advantages", "ref_log_probs")
@@ -55,7 +56,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     Attributes:
         lengths: (n_envs,) how many steps each environment has.
-        sequences: The sequences, complete when the rollout is.
         truncations: The episodes that were truncated.
         last_values: (n_envs,) values of what followed the last steps.
         last_dones: (n_envs,) whether they ended their episodes.
@@ -93,11 +93,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.episode_starts = np.zeros(shape, dtype=np.bool_)
         for name in FLOATS:
             setattr(self, name, np.zeros(shape, dtype=np.float32))
-        self.sequences: list[Sequence] = []
+        self._recorder = SequenceRecorder(self.layout, self.n_envs, self.group_size)
         self.truncations: list[Truncation] = []
         self.lengths = np.zeros(self.n_envs, dtype=np.intp)
-        self._open: list[Sequence | None] = [None] * self.n_envs
-        self._episodes = np.zeros(self.n_envs, dtype=np.intp)
         self._next_lengths = np.zeros(self.n_envs, dtype=np.int64)
         self.pos = 0
         self.full = False
@@ -133,7 +131,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         begins = starts | (lengths == 0) | (lengths != self._next_lengths[rows]) | (steps == 0)
         self._next_lengths[rows] = lengths + 1
         for row in np.flatnonzero(begins).tolist():
-            self._begin_segment(int(rows[row]), obs, row, bool(starts[row]))
+            self._begin_turn(int(rows[row]), obs, row, bool(starts[row]))
         at = steps, rows
         self.actions[at] = np.asarray(action).reshape(-1)
         self.rewards[at] = reward
@@ -169,7 +167,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         start, stop = int(self.lengths[slot]), int(self.lengths[slot]) + len(actions)
         while stop > len(self.actions):
             self._grow()
-        self._begin_segment(slot, obs, 0, episode_start)
+        self._begin_turn(slot, obs, 0, episode_start)
         self.actions[start:stop, slot] = actions
         self.rewards[stop - 1, slot] = reward
         self.episode_starts[start, slot] = episode_start
@@ -198,7 +196,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.last_values = np.asarray(last_values, dtype=np.float32).reshape(-1)
         self.last_dones = np.asarray(dones, dtype=np.bool_)
         for env in range(self.n_envs):
-            self._close(env)
+            self._recorder.close(env, self._actions_of(env))
         self.full = True
 
     def compute_returns_and_advantage(
@@ -299,6 +297,15 @@ class SequenceRolloutBuffer(RolloutBuffer):
         return np.concatenate(steps), envs
 
     @property
+    def sequences(self) -> list[Sequence]:
+        """The sequences; what the end of the rollout leaves of them once it is complete."""
+        return self._recorder.sequences
+
+    @sequences.setter
+    def sequences(self, sequences: list[Sequence]) -> None:
+        self._recorder.sequences = sequences
+
+    @property
     def real(self) -> npt.NDArray[np.bool_]:
         """Boolean, as the arrays are: where there is a step."""
         real: npt.NDArray[np.bool_] = np.arange(len(self.actions))[:, None] < self.lengths
@@ -322,46 +329,24 @@ class SequenceRolloutBuffer(RolloutBuffer):
         rows = [array for sequence in self.sequences for array in sequence.row or ()]
         return sum(array.nbytes for array in [*arrays, *contexts, *rows])
 
-    def _begin_segment(self, env: int, obs: Observation, row: int, episode_start: bool) -> None:
-        """Start a turn: in the running sequence if it goes on from there, else in a new one."""
+    def _begin_turn(self, env: int, obs: Observation, row: int, episode_start: bool) -> None:
         prompt, response = (
             obs[key][row, : int(obs[f"{key}_length"][row, 0])] for key in ("prompt", "response")
         )
         context = np.concatenate([prompt, response]).astype(np.int32)
-        start = int(self.lengths[env])
-        sequence = self._open[env]
-        if sequence is not None:
-            sequence.segments[-1].stop = start
-            before = self._turns(sequence)
-            if not episode_start and self.layout.continues(before, context):
-                new = context[sequence.length :]
-                sequence.segments.append(Segment(new, start, len(response)))
-                return
-            self._close(env)
-        if episode_start or start == 0:
-            self._episodes[env] += 1
-        number, groups = int(self._episodes[env]) - 1, self.n_envs // self.group_size
-        self._open[env] = Sequence(
+        self._recorder.begin(
             env,
-            episode=number * self.n_envs + env,
-            group=number * groups + env // self.group_size,
+            self._actions_of(env),
+            context,
+            begun=len(response),
+            episode_start=episode_start,
             policy_version=self.policy_version,
-            segments=[Segment(context, start, len(response))],
         )
 
-    def _close(self, env: int) -> None:
-        sequence = self._open[env]
-        if sequence is not None:
-            sequence.segments[-1].stop = int(self.lengths[env])
-            sequence.row = self.layout.row(self._turns(sequence))
-            self.sequences.append(sequence)
-            self._open[env] = None
-
-    def _turns(self, sequence: Sequence) -> list[Turn]:
-        return [
-            Turn(s.context, self.actions[s.start : s.stop, sequence.env], s.begun)
-            for s in sequence.segments
-        ]
+    def _actions_of(self, env: int) -> npt.NDArray[np.int32]:
+        """Return an environment's actions so far."""
+        actions: npt.NDArray[np.int32] = self.actions[: self.lengths[env], env]
+        return actions
 
     def _grow(self) -> None:
         """Make room for as many steps again."""

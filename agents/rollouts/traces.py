@@ -12,7 +12,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from transformers import PreTrainedTokenizerBase
 
 from agents.files import json_line, read_jsonl, write_jsonl
-from agents.rollouts.buffer import Segment, Sequence, SequenceRolloutBuffer
+from agents.rollouts.buffer import SequenceRolloutBuffer
+from agents.rollouts.sequences import Segment, Sequence
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a part of a character is decoded to
 
