@@ -109,6 +109,7 @@ NOT_CACHED: dict[str, tuple[PretrainedConfig, str]] = {
             num_layers=2,
             num_heads=2,
             attention_types=[[["global", "local"], 1]],
+            initializer_range=0.001,
         ),
         "the results differ by up to ",
     ),

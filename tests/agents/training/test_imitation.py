@@ -198,7 +198,7 @@ def test_imitation_is_learned() -> None:
     assert before.mean < 0.1 and after.mean > 0.7
 
 
-def test_memo_is_dropped() -> None:
+def test_cache_is_dropped() -> None:
     model = agent()
     obs: Any = model.env.reset()
     tensors = {key: th.as_tensor(value) for key, value in obs.items()}
