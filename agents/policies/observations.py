@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from agents.models.backbone import Backbone
+from agents.models.backbone import Backbone, Observation
 from agents.models.layout import SequenceBatch
 from textenvs.spaces import TokenSpace
 
@@ -34,16 +34,15 @@ def action_hidden(backbone: Backbone, obs: PyTorchObs | SequenceBatch) -> th.Ten
     return backbone.last_hidden(on_host(cast("dict[str, th.Tensor]", obs)))
 
 
-def on_host(observations: Mapping[str, th.Tensor | npt.NDArray[Any]]) -> dict[str, Any]:
-    """Return observations as arrays; those that are on the host are not copied.
+def on_host(observations: Mapping[str, th.Tensor | npt.NDArray[Any]]) -> Observation:
+    """Return observations as arrays; what is on the host already is returned as it is.
 
     Raises:
         ValueError: If SB3 has cut a longer prompt or response into several rows.
     """
-    arrays = {
-        key: value.cpu().numpy() if isinstance(value, th.Tensor) else value
-        for key, value in observations.items()
-    }
+    arrays = cast("Observation", observations)
+    if any(isinstance(value, th.Tensor) for value in observations.values()):
+        arrays = {k: v.cpu().numpy() for k, v in cast("dict[str, th.Tensor]", arrays).items()}
     if len({len(array) for array in arrays.values()}) > 1:
         raise ValueError(
             "The observation is that of an environment of other budgets than the policy's: make "
