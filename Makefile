@@ -27,7 +27,7 @@ demo: $(INSTALLED) ## Train a small language model from nothing, in minutes
 	$(BIN)/textenvs train TextGen-v0
 
 test: lint ## Lint, then run the tests
-	$(THREADS)$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -p no:benchmark
+	$(THREADS)$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -p no:benchmark --durations=25
 
 bench: $(INSTALLED) ## Run the benchmarks
 	$(BIN)/python -m pytest benchmarks/
