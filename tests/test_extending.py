@@ -9,7 +9,6 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-from agents.training.registry import ALGORITHMS, algorithm_class
 from tests.test_readme import BLOCK, ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -40,14 +39,7 @@ def test_code_runs(
     assert comment is not None and capsys.readouterr().out.strip() == comment[1]
 
 
-def test_files_and_tests_that_it_names_exist() -> None:
-    for path in re.findall(r"`((?:agents|textenvs|tests)/[\w/.]+)`", PAGE):
-        assert (ROOT / path).exists() or "NAME" in path, path
-    for test in re.findall(r"`(test_\w+)`", PAGE):
-        assert any(f"def {test}(" in path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
-
-
-def test_algorithms_are_found_by_their_names() -> None:
-    assert {name: algorithm_class(name).__name__.lower() for name in ALGORITHMS} == {
-        name: name for name in ALGORITHMS
-    }
+def test_tests_that_it_promises_exist() -> None:
+    names = set(re.findall(r"`(test_\w+)`", PAGE))
+    code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
+    assert names and all(f"def {name}(" in code for name in names)
