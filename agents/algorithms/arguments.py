@@ -53,7 +53,9 @@ def given_arguments(
     Raises:
         TypeError: If the class takes no such arguments.
     """
-    names = list(inspect.signature(sb3_class(cls)).parameters)[2:]  # behind policy and env
+    unused = cast("Any", cls).unused
+    names = [name for name in inspect.signature(sb3_class(cls)).parameters if name not in unused]
+    names = names[2:]  # behind policy and env
     if len(args) > len(names):
         raise TypeError(f"{cls.__name__} takes at most {len(names) + 2} positional arguments.")
     given = dict(zip(names, args, strict=False))
@@ -69,7 +71,8 @@ def given_arguments(
 
 def signed(cls: Any) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class of ours: SB3's, then those that ours add."""
-    merged = dict(inspect.signature(sb3_class(cls)).parameters)
+    theirs = inspect.signature(sb3_class(cls)).parameters
+    merged = {name: theirs[name] for name in theirs if name not in cls.unused}
     for name in cls.text_defaults:
         if name in merged:
             merged[name] = merged[name].replace(default=None)

@@ -59,15 +59,15 @@ class TransformerAlgorithm(SetUp):
     Args:
         policy: "TransformerPolicy", SB3's names, or a policy class.
         env: A Gymnasium environment, its id, an SB3 `VecEnv`, or a Gymnasium vector environment.
-        kl_coef: See `agents.PPO`, as for all that follow.
-        kl_target: Likewise.
-        kl_estimator: Likewise.
-        kl_in: Likewise.
-        ref_model: Likewise.
-        whiten_rewards: Likewise.
-        whole_episodes: Likewise.
-        episodes_per_slot: Likewise.
-        micro_batch_size: Likewise.
+        kl_coef: What a nat of KL to the reference model costs. 0: no reference model is kept.
+        kl_target: The KL in nats per episode that `kl_coef` is adapted to reach, or None.
+        kl_estimator: "k1" or "k3"; see `agents.learning.kl.estimate_kl`.
+        kl_in: "reward" or "loss": where the KL counts.
+        ref_model: The reference: a name or path. None: the policy when `learn` is first called.
+        whiten_rewards: Whether to divide each rollout's rewards by their standard deviation.
+        whole_episodes: Whether to learn nothing from episodes that a rollout's end has cut.
+        episodes_per_slot: Whole episodes from each environment, instead of `n_steps` tokens.
+        micro_batch_size: Compute gradients in parts of at most so many tokens. None: at once.
 
     Raises:
         ValueError: For arguments that make no sense together; for what the policy finds wrong
@@ -76,12 +76,14 @@ class TransformerAlgorithm(SetUp):
     Attributes:
         text_defaults: What `TransformerPolicy` takes where an argument is left at None.
         transformers_only: Whether there is no such algorithm for SB3's policies.
+        unused: Arguments of SB3's class that mean nothing here, and are none of this one's.
         aggregation: What the means of its losses are over; see `Objective`.
         constant_length: Likewise.
     """
 
     text_defaults: ClassVar[dict[str, Any]] = {}
     transformers_only: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = ()
     aggregation: Aggregation = "token"
     constant_length: int | None = None
     # Where SB3's class has no such argument: one step for the whole rollout.
@@ -208,7 +210,8 @@ class TransformerAlgorithm(SetUp):
             self._penalize_kl(buffer)
         if self.whiten_rewards:
             whiten_rewards(buffer)
-        bootstrap_truncations(policy, buffer, self.gamma)
+        if estimator.needs_values:
+            bootstrap_truncations(policy, buffer, self.gamma)
         buffer.advantages, buffer.returns = estimator(buffer)
         if self.whole_episodes:
             buffer.drop_unfinished()

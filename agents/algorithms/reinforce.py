@@ -20,7 +20,7 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
     It has no critic: no value head is run, and none is in memory. It trains `"TransformerPolicy"`
     and no other. Episodes that the end of a rollout cuts have no known return, so that nothing is
     learned from them by default. SB3 has no such algorithm; the arguments are those of its A2C,
-    of which `gae_lambda` and `vf_coef` mean nothing here.
+    less those of a critic.
 
     Args:
         policy: "TransformerPolicy", or a subclass.
@@ -35,6 +35,7 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
     """
 
     transformers_only = True
+    unused = ("gae_lambda", "vf_coef", "use_sde", "sde_sample_freq")
     text_defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
         "n_steps": 64,

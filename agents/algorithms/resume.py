@@ -118,13 +118,13 @@ def restore(agent: BaseAlgorithm, point: ResumePoint) -> None:
 
 
 def _logged(agent: BaseAlgorithm) -> dict[str, dict[str, Any]]:
-    """Return the figures that the log's next row will hold already; pictures are left out."""
+    """Return the metrics that the log's next row will hold already; pictures are left out."""
     logger = getattr(agent, "_logger", None)
     if logger is None:
         return {}
-    figures = [k for k, v in logger.name_to_value.items() if isinstance(v, (int, float, np.number))]
+    metrics = [k for k, v in logger.name_to_value.items() if isinstance(v, (int, float, np.number))]
     tables = {name: getattr(logger, name) for name in LOGGED}
     return {
-        name: {figure: table[figure] for figure in figures if figure in table}
-        for name, table in tables.items()
+        kind: {name: table[name] for name in metrics if name in table}
+        for kind, table in tables.items()
     }

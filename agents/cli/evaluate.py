@@ -38,7 +38,7 @@ class Evaluate:
 
 
 def evaluate(options: Evaluate, console: Console) -> None:
-    """Evaluate, and show transcripts and figures."""
+    """Evaluate, and show transcripts and metrics."""
     quieten_hugging_face()
     run = Run.open(options.run)
     if run.agent_path().name == CHECKPOINT:

@@ -63,7 +63,6 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
     head_chunk: int
     use_cache: bool
     tokenizer: PreTrainedTokenizerBase | None
-    action_hidden = staticmethod(action_hidden)
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False

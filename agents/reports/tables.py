@@ -50,7 +50,7 @@ def summary_table(summary: Mapping[str, Any], own_reward: bool) -> Table:
 
 
 def evaluation_table(env_id: str, summary: Mapping[str, Any]) -> Table:
-    """Return an evaluation's figures, a row each."""
+    """Return an evaluation's metrics, a row each."""
     table = Table("", env_id)
     for name, value in summary.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import Observation, SequenceRolloutBuffer, Truncation
-from agents.rollouts.rewards import DeferredRewards, deferred_rewards
+from agents.rollouts.deferred import DeferredRewards, deferred_rewards
 from agents.rollouts.vec_env import GymnasiumVecEnv
 from textenvs.envs.observations import Observations
 

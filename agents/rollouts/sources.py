@@ -13,8 +13,8 @@ from agents.rollouts.buffer import SequenceRolloutBuffer
 class RolloutSource(Protocol):
     """Fills a buffer with what a policy does.
 
-    It calls the callback as SB3's rollout loop does, but for `on_rollout_end`, which waits for the
-    advantages.
+    It raises the agent's `num_timesteps` by the tokens that it collects, and calls the callback as
+    SB3's rollout loop does, but for `on_rollout_end`, which waits for the advantages.
     """
 
     def fill(

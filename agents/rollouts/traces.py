@@ -35,7 +35,6 @@ class TraceCallback(BaseCallback):
         super().__init__()
         self.path = Path(path)
         self.episodes = episodes
-        self._dones: list[npt.NDArray[np.bool_]] = []
         self._terms: dict[tuple[int, int], Mapping[str, float]] = {}
 
     def _init_callback(self) -> None:
@@ -47,14 +46,13 @@ class TraceCallback(BaseCallback):
             )
 
     def _on_rollout_start(self) -> None:
-        self._dones.clear()
         self._terms.clear()
 
     def _on_step(self) -> bool:
+        buffer: SequenceRolloutBuffer = self.model.rollout_buffer  # type: ignore[attr-defined]
         for slot, info in enumerate(self.locals["infos"]):
             if "reward_terms" in info:  # Kept as it is: slow ones are filled in later.
-                self._terms[len(self._dones), slot] = info["reward_terms"]
-        self._dones.append(np.array(self.locals["dones"], dtype=np.bool_))
+                self._terms[int(buffer.lengths[slot]), slot] = info["reward_terms"]
         return True
 
     def _on_rollout_end(self) -> None:
@@ -64,12 +62,12 @@ class TraceCallback(BaseCallback):
         # Columns that mean nothing here are left out.
         absent = {"ref_log_probs"} if getattr(model, "kl_coef", 0.0) <= 0 else set()
         absent |= {"values"} if policy.value_head is None else set()
-        lines = []
+        lines, ends = [], buffer.episode_ends
         for index in evenly_spread(len(buffer.sequences), self.episodes):
             sequence = buffer.sequences[index]
             record = trace(buffer, sequence, policy.tokenizer, self._terms, absent)
             last = sequence.segments[-1].stop - 1
-            finished = bool(self._dones[last][sequence.env])
+            finished = bool(ends[last, sequence.env])
             head = {"num_timesteps": model.num_timesteps, "slot": sequence.env}
             lines.append(json_line({**head, "finished": finished, **record}))
         with self.path.open("a", encoding="utf-8") as file:

@@ -62,7 +62,7 @@ class Evaluation:
         return _share([episode.is_success for episode in self.episodes])
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures that belong into a report; see `summarize`."""
+        """Return the metrics that belong into a report; see `summarize`."""
         return summarize(self.records())
 
     def records(self) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ class Evaluation:
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the figures that belong into a report.
+    """Return the metrics that belong into a report.
 
     Args:
         records: Those of an `Evaluation`, as they are or read back from a file.

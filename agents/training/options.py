@@ -8,13 +8,12 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from agents.algorithms.checks import MINIMUMS as algorithm_minimums
+
 MINIMUMS = {
+    **algorithm_minimums,
     "timesteps": 1,
     "num_envs": 1,
-    "n_steps": 1,
-    "batch_size": 2,  # The advantages of one token alone cannot be whitened.
-    "n_epochs": 1,
-    "micro_batch_size": 1,
     "eval_examples": 1,
     "warm_start": 0,
     "warm_start_batch_size": 1,
@@ -33,7 +32,7 @@ class RunOptions:
     timesteps: int = 131_072
     """Tokens to train on."""
     algo: str = "ppo"
-    """The algorithm: ppo, a2c or reinforce; the two have defaults of their own for some options."""
+    """The algorithm: ppo, a2c or reinforce."""
     model: str = "tiny"
     """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
     tokenizer: str | None = None

@@ -55,7 +55,7 @@ class RunSpec(RunOptions):
         if not self.env:
             raise ValueError("A run needs an environment, such as TextGen-v0.")
         for name, least in MINIMUMS.items():
-            value = getattr(self, name)
+            value = getattr(self, name, None)
             if value is not None and value < least:
                 raise ValueError(f"{self.spell(name)} must be at least {least}, but it is {value}.")
         for name, allowed in choices(type(self)).items():
@@ -123,8 +123,7 @@ class RunSpec(RunOptions):
     def algorithm_kwargs(self) -> dict[str, Any]:
         """Return what the algorithm's class takes besides policy and environment.
 
-        Options that it does not have are left out, and so are those that were not given where the
-        algorithm has defaults of its own for text; the options' are PPO's.
+        Options that it does not have are left out.
 
         Raises:
             ValueError: If one of them was given.
@@ -138,14 +137,14 @@ class RunSpec(RunOptions):
                 f"The algorithm {self.algo!r} has no {', '.join(given)}: leave it out, or choose "
                 f"another {self.spell('algo')}."
             )
-        own = () if self.algo == "ppo" else (*self.algorithm.text_defaults, "whole_episodes")
         options = {
             name: getattr(self, name)
             for name in (*ALGORITHM_OPTIONS, "learning_rate")
-            if name in accepted and not (name in own and getattr(self, name) == default[name])
+            if name in accepted
         }
-        if "learning_rate" in options:
-            options["learning_rate"] = LinearSchedule(options["learning_rate"], 0.0, 1.0)
+        options["learning_rate"] = LinearSchedule(options["learning_rate"], 0.0, 1.0)
+        if not self.whole_episodes:  # An algorithm may want them whole by itself.
+            options.pop("whole_episodes", None)
         policy_kwargs = {name: getattr(self, name) for name in POLICY_OPTIONS}
         policy_kwargs["peft_config"] = {"r": self.lora_rank} if self.lora_rank else None
         return {**options, "policy_kwargs": policy_kwargs}

@@ -136,7 +136,7 @@ def test_updates_and_reference_mask_as_the_rollout_did(
         buffer: Any = model.rollout_buffer
         assert model.policy.masks.constraint is not None  # type: ignore[union-attr]
         free.policy.load_state_dict(model.policy.state_dict())
-        for part in buffer.micro_batches(buffer.sequences, micro_batch_size):
+        for part in buffer.parts(micro_batch_size):
             samples = buffer.samples(part)
             scored: list[th.Tensor] = []
             for policy in (model.policy, free.policy):

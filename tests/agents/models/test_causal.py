@@ -9,6 +9,7 @@ import torch as th
 from transformers import OPTConfig
 
 from agents import PPO
+from agents.policies.observations import action_hidden
 from tests.agents.agents import (
     ITERATION,
     N_STEPS,
@@ -144,7 +145,7 @@ def test_autocast_computes_the_trunk_only_in_bfloat16(config: str, value_model: 
         assert all(answer.dtype == th.float32 for answer in (*answers, *others))
         # From the last hidden states on, everything is computed in float32.
         with th.no_grad():
-            hidden = model.policy.action_hidden(backbone, samples.observations)
+            hidden = action_hidden(backbone, samples.observations)
         logits = hidden @ backbone.model.get_output_embeddings().weight.detach().T
         log_probs = logits[:, FEW].log_softmax(-1)
         at = [FEW.index(int(action)) for action in samples.actions]

@@ -114,7 +114,7 @@ def test_a_rollout_by_steps_may_come_before() -> None:
 
 @pytest.mark.parametrize("slow", [False, True])
 def test_whole_episodes_with_slow_rewards(slow: bool) -> None:
-    from tests.agents.rollouts.test_rewards import Judge, agent
+    from tests.agents.rollouts.test_deferred import Judge, agent
 
     runs = []
     for late in (False, slow):
