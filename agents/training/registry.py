@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -18,3 +20,12 @@ def algorithm_class(name: str) -> type[Any]:
     module, _, class_name = ALGORITHMS[name].partition(":")
     found: type[Any] = getattr(import_module(module), class_name)
     return found
+
+
+def keywords(algorithm: type[Any]) -> Iterator[str]:
+    """Yield the names that a class's constructor takes, and its bases' where it hands on more."""
+    own = inspect.signature(algorithm).parameters.values()
+    yield from (parameter.name for parameter in own)
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in own):
+        for base in algorithm.__mro__[1:-1]:
+            yield from inspect.signature(base).parameters

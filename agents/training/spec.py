@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
@@ -12,7 +11,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from agents.training.options import MINIMUMS, RunOptions
 from agents.training.parsing import choices, parse_fields, parse_rewards, resolve_env_id
-from agents.training.registry import ALGORITHMS, algorithm_class
+from agents.training.registry import ALGORITHMS, algorithm_class, keywords
 
 Spec = TypeVar("Spec", bound="RunSpec")
 
@@ -128,7 +127,7 @@ class RunSpec(RunOptions):
         Raises:
             ValueError: If one of them was given.
         """
-        accepted = inspect.signature(self.algorithm).parameters
+        accepted = set(keywords(self.algorithm))
         default = {field.name: field.default for field in fields(self)}
         missing = [name for name in ALGORITHM_OPTIONS if name not in accepted]
         given = [self.spell(name) for name in missing if getattr(self, name) != default[name]]

@@ -80,7 +80,9 @@ def test_environment() -> None:
 
 
 def test_every_option_leads_somewhere() -> None:
-    spec = RunSpec("TextGen-v0", kl_coef=0.3, top_k=5, lora_rank=4, seed=9, warm_start=2)
+    spec = RunSpec(
+        "TextGen-v0", kl_coef=0.3, top_k=5, lora_rank=4, seed=9, warm_start=2, whole_episodes=True
+    )
     algorithm = spec.algorithm_kwargs()
     assert spec.algorithm is PPO
     assert algorithm.keys() <= inspect.signature(PPO).parameters.keys()
@@ -116,7 +118,7 @@ def test_every_option_leads_somewhere() -> None:
         ({"device": "nope"}, "^device must be auto, cpu, cuda"),
         ({"kl_in": "both"}, "^kl_in must be one of reward, loss, but it is 'both'"),
         ({"truncate_prompt": "middle"}, "^truncate_prompt must be one of left, right"),
-        ({"algo": "pp0"}, "^algo must be one of ppo, not 'pp0'"),
+        ({"algo": "pp0"}, "^algo must be one of ppo, a2c, reinforce, not 'pp0'"),
         ({"eval_dataset": "x.jsonl"}, "^eval_dataset needs dataset"),
         ({"fields": ("prompt",)}, "^fields takes NAME=COLUMN"),
         ({"reward": ("x*bleu",)}, "^reward takes NAME or WEIGHT"),
