@@ -12,7 +12,12 @@ from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 
+import gymnasium as gym
+import numpy as np
 import torch as th
+from accelerate.state import AcceleratorState
+from gymnasium.vector import AsyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_map
@@ -153,3 +158,18 @@ def set_recomputation(layer: nn.Module, function: Callable[..., Any]) -> None:
 def use_one_device(arguments: Any) -> None:
     """Let a `transformers.Trainer` use one GPU of all that it sees; transformers 5.17, 5.23."""
     arguments._n_gpu = min(1, arguments.n_gpu)
+
+
+def forget_processes() -> None:
+    """Let accelerate find out anew which processes there are; accelerate 1.15."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def is_idle(env: AsyncVectorEnv) -> bool:
+    """Return whether an asynchronous environment waits for nothing; gymnasium 1.4."""
+    return env._state == AsyncState.DEFAULT
+
+
+def used_generator(space: gym.Space[Any]) -> np.random.Generator | None:
+    """Return a space's generator, or None: it was never used; gymnasium 1.4."""
+    return space._np_random

@@ -18,9 +18,10 @@ from typing import TypeVar
 
 import torch as th
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast as broadcast_tensors
 from accelerate.utils import gather_object, patch_environment
+
+from agents import compat
 
 T = TypeVar("T")
 
@@ -143,11 +144,11 @@ def main_process_only() -> Iterator[None]:
     wondering.setLevel(logging.ERROR)
     try:
         with patch_environment(WORLD_SIZE=1, RANK=0, LOCAL_WORLD_SIZE=1, LOCAL_RANK=-1):
-            AcceleratorState._reset_state(reset_partial_state=True)
+            compat.forget_processes()
             yield
     finally:
         wondering.setLevel(level)
-        AcceleratorState._reset_state(reset_partial_state=True)
+        compat.forget_processes()
 
 
 def _is_alone() -> bool:

@@ -151,6 +151,14 @@ class TransformerAlgorithm(SetUp):
 
     # What an algorithm says of itself.
 
+    @for_transformers
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.advantage_estimator().needs_values and not self._text_policy().critic:
+            raise ValueError(
+                f"{type(self).__name__} needs a critic: leave critic=False out of policy_kwargs."
+            )
+
     def losses(self) -> list[LossTerm]:
         """Return what an update minimises, at the present progress."""
         raise NotImplementedError(f"{type(self).__name__} must override losses.")

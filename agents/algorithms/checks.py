@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents import parallel
-from agents.rollouts.collector import native_adapter
+from agents.rollouts.collector import check_slots_can_wait
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ def check_environment(env: VecEnv, episodes_per_slot: int | None) -> PreTrainedT
     if normalizer is not None and normalizer.norm_obs:
         raise ValueError("Tokens cannot be normalized: give VecNormalize norm_obs=False.")
     if episodes_per_slot is not None:
-        native_adapter(env)
+        check_slots_can_wait(env)
     # To ask a subprocess for what it does not have would end it.
     if not env.has_attr("tokenizer"):
         return None

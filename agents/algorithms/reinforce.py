@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import stable_baselines3
-from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents import parallel
@@ -51,6 +50,8 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
         super().__init__(policy, env, *args, whole_episodes=whole_episodes, **kwargs)
 
     def _setup_model(self) -> None:
+        if self.policy_kwargs.get("critic") or self.policy_kwargs.get("value_model") is not None:
+            raise ValueError("Reinforce has no critic: leave critic and value_model out.")
         self.policy_kwargs = {**self.policy_kwargs, "critic": False}
         super()._setup_model()
 
@@ -62,22 +63,9 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
         """Return the policy gradient and the entropy."""
         return [PolicyGradientLoss(), EntropyLoss(self.ent_coef)]
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 100,
-        tb_log_name: str = "Reinforce",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Any:
+    def learn(self, *args: Any, **kwargs: Any) -> Any:
         """Learn, as in SB3; Ctrl-C ends all ranks at the same place."""
+        if len(args) < 4:
+            kwargs.setdefault("tb_log_name", "Reinforce")
         with parallel.interrupted_together():
-            return super().learn(
-                total_timesteps,
-                callback,
-                log_interval,
-                tb_log_name,
-                reset_num_timesteps,
-                progress_bar,
-            )
+            return super().learn(*args, **kwargs)

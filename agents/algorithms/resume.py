@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents import parallel
+from agents import compat, parallel
 from agents.rng import get_rng_state, set_rng_state
 from agents.rollouts.env_state import get_env_state, set_env_state, shows
 from textenvs.envs.state import generator_state
@@ -56,7 +56,7 @@ def resume_point(agent: BaseAlgorithm) -> ResumePoint | None:
     last = LAST if parallel.count() == 1 else (*LAST, *PER_RANK)
     return ResumePoint(
         rng=get_rng_state(),
-        action_rng=generator_state(agent.action_space._np_random),
+        action_rng=generator_state(compat.used_generator(agent.action_space)),
         environment=environment,
         last={name: deepcopy(getattr(agent, name)) for name in last},
         logged=_logged(agent),

@@ -45,7 +45,9 @@ class SetUp(SavedExactly):
                 f"expected one process for {policy!r}, but {parallel.count()} were launched."
             )
         ours = ("kl_coef", "ref_model", "whiten_rewards", "whole_episodes", "episodes_per_slot")
-        given = [name for name in (*ours, "micro_batch_size") if getattr(self, name)]
+        given = [name for name in (*ours, "kl_target", "micro_batch_size") if getattr(self, name)]
+        given += ["kl_in"] * (self.kl_in != "reward")
+        given += ["kl_estimator"] * (self.kl_estimator != "k1")
         if given:
             raise ValueError(
                 f"{' and '.join(given)} need the policy 'TransformerPolicy', not {policy!r}."

@@ -32,7 +32,8 @@ class Objective:
         normalize_advantage: Whether to whiten the advantages over a minibatch's tokens.
 
     Raises:
-        ValueError: For an unknown aggregation, or one that lacks its length.
+        ValueError: For an unknown aggregation, or one that lacks its length; for terms of one name,
+            or without any weight.
     """
 
     terms: Sequence[LossTerm]
@@ -41,7 +42,16 @@ class Objective:
     normalize_advantage: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what makes no mean."""
+        """Refuse what makes no mean, or has no name of its own."""
+        names = [term.name for term in self.terms]
+        taken = {"loss", "approx_kl", "ratio_error"} & set(names)
+        if taken or len(set(names)) < len(names):
+            raise ValueError(
+                "Each loss term needs a name of its own, other than loss, approx_kl and "
+                f"ratio_error, but the names are {', '.join(names)}."
+            )
+        if not any(term.weight for term in self.terms):
+            raise ValueError(f"There is nothing to minimise: no term of {names} has a weight.")
         if self.aggregation not in get_args(Aggregation):
             raise ValueError(
                 f"aggregation must be one of {', '.join(get_args(Aggregation))}, but it is "

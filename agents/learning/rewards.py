@@ -18,10 +18,14 @@ def fill_values(policy: TransformerPolicy, buffer: SequenceRolloutBuffer, size: 
         policy: Whose critic it is.
         buffer: The complete rollout.
         size: How many actions at a time, about.
+
+    Raises:
+        ValueError: If they are not finite.
     """
     for sequences in buffer.parts(size):
         values = policy.values(buffer.collate(sequences))
         buffer.values[buffer.index(sequences)] = values.cpu().numpy()
+    buffer.check_finite()
 
 
 @th.no_grad()

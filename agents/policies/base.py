@@ -85,6 +85,10 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         Args:
             observation: Of each row, on the host.
         """
+        if type(self).forward is not BackbonePolicy.forward:  # a subclass acts otherwise
+            tensors = {key: th.from_numpy(array) for key, array in observation.items()}
+            actions, values, log_prob = self(tensors)
+            return actions.cpu().numpy(), log_prob.cpu().numpy(), values.flatten().cpu().numpy()
         actions, log_prob, hidden = self._next_tokens(cast("PyTorchObs", observation), False)
         answers = [actions, log_prob]
         if self.critic and not self.separate_critic:
@@ -102,6 +106,10 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
             actions: (n,) the tokens emitted, in the order of the sequences.
             entropy_gradient: Whether the entropies need gradients, which take time and memory.
         """
+        if type(self).evaluate_actions is not BackbonePolicy.evaluate_actions:
+            samples = cast("PyTorchObs", vars(batch))
+            values, log_prob, entropy = self.evaluate_actions(samples, actions)
+            return Scores(log_prob, entropy, values.flatten() if self.critic else None)
         return self._scores(batch, actions, entropy_gradient)
 
     def evaluate_actions(
@@ -144,6 +152,9 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
             observation: Of all rows, on the host.
             rows: Those that are wanted.
         """
+        if type(self).predict_values is not BackbonePolicy.predict_values:
+            tensors = {key: th.from_numpy(array) for key, array in observation.items()}
+            return self.predict_values(tensors).flatten().cpu().numpy()[rows]
         if self.separate_critic:
             wanted = {key: values[rows] for key, values in observation.items()}
             return self.observation_values(wanted).cpu().numpy()

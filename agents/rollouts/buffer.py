@@ -188,16 +188,21 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Raises:
             ValueError: If log-probabilities or values are not finite.
         """
-        if not (np.isfinite(self.log_probs).all() and np.isfinite(self.values).all()):
-            raise ValueError(
-                "The policy's log-probabilities or values are no longer finite: training has "
-                "diverged. Lower learning_rate, or raise kl_coef."
-            )
         self.last_values = np.asarray(last_values, dtype=np.float32).reshape(-1)
+        self.check_finite()
         self.last_dones = np.asarray(dones, dtype=np.bool_)
         for env in range(self.n_envs):
             self._recorder.close(env, self._actions_of(env))
         self.full = True
+
+    def check_finite(self) -> None:
+        """Raise a ValueError if log-probabilities or values are not finite."""
+        arrays = (self.log_probs, self.values, self.last_values)
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError(
+                "The policy's log-probabilities or values are no longer finite: training has "
+                "diverged. Lower learning_rate, or raise kl_coef."
+            )
 
     def compute_returns_and_advantage(
         self, last_values: th.Tensor, dones: npt.NDArray[np.bool_]
@@ -315,7 +320,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def episode_ends(self) -> npt.NDArray[np.bool_]:
         """Boolean, as the arrays are: where an episode's last step is."""
         ends = np.vstack([self.episode_starts[1:], np.zeros_like(self.last_dones)])
-        ends[self.lengths - 1, np.arange(self.n_envs)] = self.last_dones
+        envs = np.flatnonzero(self.lengths)
+        ends[self.lengths[envs] - 1, envs] = self.last_dones[envs]
         return ends
 
     def num_actions(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,11 +48,14 @@ class StepSource:
         self, agent: Agent, env: VecEnv, n_steps: int, episodes_per_slot: int | None = None
     ) -> None:
         self._agent, self._env = agent, env
+        # What steps the environment itself: only what it gives is known to be as it gave it.
         self._n_steps = n_steps
         self._episodes = episodes_per_slot
-        self._adapter: GymnasiumVecEnv | None = None
+        adapter = env.venv if type(env) is VecMonitor else env
+        native = isinstance(adapter, GymnasiumVecEnv) and adapter.native is not None
+        self._adapter = cast("GymnasiumVecEnv", adapter) if native else None
         if episodes_per_slot is not None:
-            self._adapter = native_adapter(env)
+            check_slots_can_wait(env)
 
     def fill(
         self, policy: TransformerPolicy, buffer: SequenceRolloutBuffer, callback: BaseCallback
@@ -62,6 +65,9 @@ class StepSource:
         policy.set_training_mode(False)
         buffer.reset()
         callback.on_rollout_start()
+        if self._episodes is not None and not np.all(agent._last_episode_starts):
+            agent._last_obs = self._env.reset()
+            agent._last_episode_starts = np.ones(self._env.num_envs, dtype=np.bool_)
         policy.start_rollout(self._n_steps)
         with deferred_rewards(self._env, agent.record_infos) as deferred:
             try:
@@ -99,11 +105,8 @@ class StepSource:
         callback: BaseCallback,
         deferred: DeferredRewards | None,
     ) -> bool:
-        agent, adapter = self._agent, self._adapter
-        assert adapter is not None and self._episodes is not None
-        if not np.all(agent._last_episode_starts):
-            agent._last_obs = self._env.reset()
-            agent._last_episode_starts = np.ones(self._env.num_envs, dtype=np.bool_)
+        agent = self._agent
+        assert self._episodes is not None
         missing = np.full(self._env.num_envs, self._episodes)
         try:
             while (slots := np.flatnonzero(missing)).size:
@@ -113,9 +116,7 @@ class StepSource:
                 left = np.flatnonzero(missing)
                 if 0 < len(left) < len(slots):
                     policy.keep_rows(np.searchsorted(slots, left))
-                    adapter.active = missing > 0
         finally:
-            adapter.active = None
             if isinstance(self._env, VecMonitor):  # It has counted the steps of those that waited.
                 waiting = missing == 0
                 self._env.episode_lengths[waiting] = 0
@@ -132,13 +133,11 @@ class StepSource:
         """Make a step of some slots; callbacks see the local variables that SB3's loop has."""
         agent, env = self._agent, self._env
         whole = len(slots) == env.num_envs
-        obs = agent._last_obs if whole else rows_of(agent._last_obs, slots)
+        last = agent._last_obs if self._adapter is not None else dict(agent._last_obs)
+        obs = last if whole else rows_of(last, slots)
         tokens, log_probs, values = policy.act(obs)
-        actions = tokens
-        if not whole:
-            actions = np.zeros(env.num_envs, dtype=tokens.dtype)
-            actions[slots] = tokens
-        new_obs, rewards, dones, infos = env.step(actions)
+        actions = self._of_all(tokens, slots)
+        new_obs, rewards, dones, infos = self._env_step(actions, slots)
         agent.num_timesteps += len(slots)
         seen = {
             "self": agent,
@@ -147,11 +146,14 @@ class StepSource:
             "rollout_buffer": rollout_buffer,
             "n_rollout_steps": self._n_steps,
             "n_steps": rollout_buffer.pos,
-            "obs_tensor": {key: th.from_numpy(array) for key, array in obs.items()},
+            "obs_tensor": {key: th.from_numpy(array) for key, array in last.items()},
             "actions": actions,
             "clipped_actions": actions,
-            "log_probs": th.from_numpy(log_probs),
-            "values": None if values is None else th.from_numpy(values)[:, None],
+            "log_probs": th.from_numpy(self._of_all(log_probs, slots)),
+            "values": th.from_numpy(
+                self._of_all(np.zeros_like(log_probs) if values is None else values, slots)
+            )[:, None],
+            "slots": slots,
             "new_obs": new_obs,
             "rewards": rewards,
             "dones": dones,
@@ -185,6 +187,24 @@ class StepSource:
         agent._last_obs, agent._last_episode_starts = new_obs, dones
         return True
 
+    def _env_step(self, actions: npt.NDArray[Any], slots: npt.NDArray[np.intp]) -> Any:
+        """Step some slots; whoever else steps the environment, such as a callback, steps all."""
+        if len(slots) == self._env.num_envs or self._adapter is None:
+            return self._env.step(actions)
+        self._adapter.active = np.isin(np.arange(self._env.num_envs), slots)
+        try:
+            return self._env.step(actions)
+        finally:
+            self._adapter.active = None
+
+    def _of_all(self, values: npt.NDArray[Any], slots: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        """Return an array of all slots, 0 where a slot waits."""
+        if len(slots) == self._env.num_envs:
+            return values
+        every = np.zeros(self._env.num_envs, dtype=values.dtype)
+        every[slots] = values
+        return every
+
     def _last_values(self, policy: TransformerPolicy) -> npt.NDArray[np.float32]:
         """Return the values of the observations that the rollout ends with, 0 behind an end."""
         over = np.asarray(self._agent._last_episode_starts, dtype=np.bool_)
@@ -196,21 +216,18 @@ class StepSource:
         return values
 
 
-def native_adapter(env: VecEnv) -> GymnasiumVecEnv:
-    """Return what steps a native vector environment, inside of a monitor or not.
+def check_slots_can_wait(env: VecEnv) -> None:
+    """Refuse environments whose slots cannot wait for each other.
 
     Raises:
-        ValueError: If there is another wrapper, or another environment.
+        ValueError: If it is no native vector environment, or has a wrapper besides a monitor.
     """
     adapter = env.venv if type(env) is VecMonitor else env
-    if not isinstance(adapter, GymnasiumVecEnv):
+    if not isinstance(adapter, GymnasiumVecEnv) or adapter.native is None:
         raise ValueError(
             "episodes_per_slot lets slots wait for each other, which needs an environment made by "
             f"gym.make_vec('...-v0', num_envs=...) with no wrappers around it, but it is {env}."
         )
-    adapter.active = np.ones(env.num_envs, dtype=np.bool_)  # raises if its slots cannot wait
-    adapter.active = None
-    return adapter
 
 
 def rows_of(observation: Observation, rows: npt.NDArray[np.intp]) -> Observation:

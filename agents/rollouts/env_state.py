@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from gymnasium.error import Error as GymnasiumError
 from gymnasium.vector import AsyncVectorEnv, VectorWrapper
-from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.wrappers import vector as vector_wrappers
 from stable_baselines3.common.vec_env import (
     SubprocVecEnv,
@@ -19,6 +18,7 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
+from agents import compat
 from agents.rollouts.vec_env import GymnasiumVecEnv
 from textenvs.envs.state import check_fits
 from textenvs.envs.vector_env import TextVectorEnv
@@ -152,7 +152,7 @@ def _can_be_asked(base: VecEnv) -> bool:
         return not (base.closed or base.waiting)
     if isinstance(base, GymnasiumVecEnv):
         vector: Any = base.env.unwrapped
-        if isinstance(vector, AsyncVectorEnv) and vector._state != AsyncState.DEFAULT:
+        if isinstance(vector, AsyncVectorEnv) and not compat.is_idle(vector):
             return False
         return hasattr(vector, "call") and not vector.closed
     return True

@@ -17,11 +17,16 @@ class SequenceRecorder:
         n_envs: The number of environments.
         group_size: So many neighbouring environments answer the same prompts.
 
+    Raises:
+        ValueError: If the environments make no whole groups.
+
     Attributes:
         sequences: Those that are complete.
     """
 
     def __init__(self, layout: SequenceLayout, n_envs: int, group_size: int) -> None:
+        if n_envs % group_size:
+            raise ValueError(f"{n_envs} environments make no whole groups of {group_size}.")
         self.sequences: list[Sequence] = []
         self._layout, self._n_envs, self._group_size = layout, n_envs, group_size
         self._open: list[Sequence | None] = [None] * n_envs

@@ -51,6 +51,11 @@ class GymnasiumVecEnv(VecEnv):
         self.metadata = env.metadata
 
     @property
+    def native(self) -> TextVectorEnv | None:
+        """The environment, if it is a `TextVectorEnv` itself, without wrappers around it."""
+        return self._native
+
+    @property
     def active(self) -> npt.NDArray[np.bool_] | None:
         """The slots that step, (num_envs,); None: all.
 

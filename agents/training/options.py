@@ -59,6 +59,8 @@ class RunOptions:
     """Demonstrated episodes to a step."""
     num_envs: int = 64
     """Episodes side by side."""
+    episodes_per_slot: int | None = None
+    """Whole episodes from each slot between updates, instead of n-steps tokens."""
     n_steps: int = 128
     """Tokens from each episode slot between updates."""
     batch_size: int = 1024

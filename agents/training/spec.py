@@ -17,7 +17,7 @@ Spec = TypeVar("Spec", bound="RunSpec")
 
 # Options that go to the algorithm, and to its policy, under their own names and as they are.
 ALGORITHM_OPTIONS = (
-    *("n_steps", "batch_size", "n_epochs", "micro_batch_size"),
+    *("episodes_per_slot", "n_steps", "batch_size", "n_epochs", "micro_batch_size"),
     *("kl_coef", "kl_target", "kl_estimator", "kl_in", "whiten_rewards", "whole_episodes"),
     *("ent_coef", "vf_coef", "clip_range", "target_kl", "gae_lambda", "seed", "device"),
 )

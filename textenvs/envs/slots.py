@@ -94,7 +94,7 @@ class Slots:
         """Return a copy as plain data."""
         return {
             "observations": {key: array.copy() for key, array in self.observations.items()},
-            "turns": list(self.turns),
+            "turns": [[(turn.role, turn.text) for turn in turns] for turns in self.turns],
             "example": list(self.examples),
         }
 
@@ -102,6 +102,6 @@ class Slots:
         """Restore what `get_state` returned; the arrays stay the same objects."""
         for key, array in self.observations.items():
             array[...] = state["observations"][key]
-        self.turns = list(state["turns"])
+        self.turns = [tuple(Turn(*turn) for turn in turns) for turns in state["turns"]]
         self.examples = list(state["example"])
         self.prompt_versions = new_versions(len(self))
