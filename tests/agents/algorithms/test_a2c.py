@@ -209,5 +209,17 @@ def test_no_value_head_is_run() -> None:
     assert calls.take() >= with_critic.n_steps
 
 
+@pytest.mark.parametrize("cls", [A2C, PPO])
+def test_a_critic_that_is_missing(cls: Any) -> None:
+    with pytest.raises(ValueError, match=f"{cls.__name__} needs a critic"):
+        make(cls, policy={"critic": False})
+
+
+@pytest.mark.parametrize("policy", [{"critic": True}, {"value_model": "copy"}])
+def test_a_critic_that_has_no_use(policy: Any) -> None:
+    with pytest.raises(ValueError, match="Reinforce has no critic"):
+        make(Reinforce, policy=policy)
+
+
 def test_sb3_classes_are_found() -> None:
     assert sb3_class(PPO) is stable_baselines3.PPO and sb3_class(A2C) is stable_baselines3.A2C

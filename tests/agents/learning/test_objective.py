@@ -135,10 +135,20 @@ def test_a_term_of_ones_own() -> None:
     assert not all(th.equal(a, b) for a, b in zip(gradients[0], gradients[2], strict=True))
 
 
+def test_terms_need_names_and_a_weight() -> None:
+    with pytest.raises(ValueError, match=r"a name of its own, .* entropy_loss, entropy_loss"):
+        Objective([EntropyLoss(1.0), EntropyLoss(-1.0)])
+    with pytest.raises(ValueError, match="other than loss, approx_kl"):
+        Objective([Confidence(1.0, "approx_kl")])
+    with pytest.raises(ValueError, match="nothing to minimise"):
+        Objective([EntropyLoss(0.0)])
+
+
 def test_what_makes_no_mean() -> None:
+    terms = [EntropyLoss(1.0)]
     with pytest.raises(ValueError, match="aggregation must be one of token, sequence, constant"):
-        Objective([], "turn")  # type: ignore[arg-type]
+        Objective(terms, "turn")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give both or neither, not None with 'constant'"):
-        Objective([], "constant")
+        Objective(terms, "constant")
     with pytest.raises(ValueError, match="not 8 with 'token'"):
-        Objective([], constant_length=8)
+        Objective(terms, constant_length=8)

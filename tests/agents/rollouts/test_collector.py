@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
-from agents import PPO, SequenceRolloutBuffer
-from tests.agents.agents import NUM_ENVS, Calls, collect, make_agent, same, train, weights
+from agents import PPO, SequenceRolloutBuffer, TransformerPolicy
+from tests.agents.agents import N_STEPS, NUM_ENVS, Calls, collect, make_agent, same, train, weights
+from tests.agents.helpers import FEW, gpt2
 
 KINDS = ["one turn", "several turns"]
 FLOATS = ("rewards", "advantages", "returns", "values", "log_probs")
@@ -145,6 +147,146 @@ def test_wrapped_environments_cannot_wait() -> None:
         PPO("TransformerPolicy", gym.make("TextGen-v0"), episodes_per_slot=1)
     with pytest.raises(ValueError, match="episodes_per_slot must be at least 1"):
         whole("one turn", episodes_per_slot=0)
+
+
+def test_waiting_slots_wait_for_the_rollout_alone() -> None:
+    """A callback that plays in the same environment steps all of it."""
+    shapes: set[int] = set()
+
+    class Play(BaseCallback):
+        def _on_step(self) -> bool:
+            names = ("actions", "log_probs", "values", "rewards", "dones", "infos")
+            shapes.update(len(self.locals[name]) for name in names)
+            shapes.update(len(array) for array in self.locals["obs_tensor"].values())
+            if self.n_calls == 9:
+                assert len(self.locals["slots"]) < NUM_ENVS
+                evaluate_policy(self.model, self.training_env, n_eval_episodes=NUM_ENVS)
+            return self.n_calls < 9
+
+    model = whole("one turn", episodes_per_slot=3)
+    model.learn(1000, Play())
+    assert shapes == {NUM_ENVS}
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_returns_of_whole_episodes_after_a_reset(slow: bool) -> None:
+    from tests.textenvs.toys import Chat
+    from textenvs import CallableReward
+
+    term = CallableReward(lambda ts: [1.0] * len(ts), "one", every_turn=True, slow=slow)
+    model = make_agent("several turns", env={"reward": term, "task": Chat}, n_steps=7)
+    collect(model)
+    model.ep_info_buffer.clear()
+    model.episodes_per_slot = 1
+    collect(model, fresh=False)
+    returns = sorted(float(info["r"]) for info in model.ep_info_buffer)
+    turns = [len(sequence.segments) for sequence in model.rollout_buffer.sequences]
+    assert returns == sorted(map(float, turns)) and max(turns) > 1
+
+
+class Edited(VecEnvWrapper):
+    """Changes prompts in place and says nothing of it."""
+
+    def reset(self) -> Any:
+        return self._edit(self.venv.reset())
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        return self._edit(obs), rewards, dones, infos
+
+    def _edit(self, obs: Any) -> Any:
+        self.calls = getattr(self, "calls", 0) + 1
+        obs["prompt"][:, 0] = 5 + self.calls % 3
+        return obs
+
+
+def test_prompts_that_a_wrapper_changes_are_read_again() -> None:
+    model = make_agent()
+    model.set_env(Edited(model.env))
+    buffer = collect(model).rollout_buffer
+    assert len({s.row.tokens[0] for s in buffer.sequences}) > 1
+    other = make_agent(policy={"use_cache": False})
+    other.set_env(Edited(other.env))
+    collect(other)
+    assert np.array_equal(buffer.actions, other.rollout_buffer.actions)
+    assert np.abs(buffer.log_probs - other.rollout_buffer.log_probs).max() < 1e-5
+
+
+def test_versions_of_prompts_reach_the_cache() -> None:
+    """A prompt that is said to be the same is not read again: that is what versions promise."""
+    model = make_agent()
+    obs = model.env.reset()
+    policy = model.policy
+    policy.start_rollout(N_STEPS)
+    policy.act(obs)
+    for version in (True, False):
+        changed = model.env.venv.env.engine.observe()
+        changed["response"][:, 0], changed["response_length"][:] = 5, 1
+        changed["prompt"][:, 0] += 1
+        if not version:
+            changed = dict(changed)
+        read = Calls(policy.backbone.model.get_input_embeddings())
+        policy.act(changed)
+        tokens = read.tokens(1)
+        assert (tokens == NUM_ENVS) == version
+        policy.start_rollout(N_STEPS)
+        policy.act(obs)
+
+
+class Noted(TransformerPolicy):
+    """Does what its parent does, and says so."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked = [*getattr(self, "asked", []), "forward"]
+        return super().forward(*args, **kwargs)
+
+    def evaluate_actions(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked = [*getattr(self, "asked", []), "evaluate"]
+        return super().evaluate_actions(*args, **kwargs)
+
+    def predict_values(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked = [*getattr(self, "asked", []), "values"]
+        return super().predict_values(*args, **kwargs)
+
+
+def test_what_a_subclass_overrides_is_what_runs() -> None:
+    models = []
+    for policy in ("TransformerPolicy", Noted):
+        model: Any = PPO(
+            policy,
+            gym.make_vec("TextGen-v0", num_envs=NUM_ENVS, max_new_tokens=8),
+            n_steps=N_STEPS,
+            batch_size=32,
+            n_epochs=1,
+            seed=0,
+            device="cpu",
+            policy_kwargs={"model": gpt2(n_layer=1), "allowed_tokens": FEW},
+        )
+        models.append(model.learn(NUM_ENVS * N_STEPS))
+    ours, theirs = (weights(model.policy) for model in models)
+    assert all(th.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    asked = models[1].policy.asked
+    assert asked.count("forward") == N_STEPS and {"evaluate", "values"} <= set(asked)
+
+
+@pytest.mark.parametrize("value_model", [None, "copy"])
+def test_a_critic_that_is_not_finite_ends_the_training(value_model: Any) -> None:
+    model = make_agent(policy={"value_model": value_model})
+    th.nn.init.constant_(model.policy.value_head.weight, float("nan"))
+    with pytest.raises(ValueError, match="no longer finite: training has diverged"):
+        collect(model)
+
+
+def test_slots_without_a_step() -> None:
+    buffer = make_agent().rollout_buffer
+    row = {"prompt": np.array([[5, 6]]), "prompt_length": np.array([[2]])}
+    row |= {"response": np.zeros((1, 8), dtype=int), "response_length": np.array([[0]])}
+    buffer.add_turn(1, row, np.array([7, 8]), 1.0, True, np.zeros(2))
+    buffer.finish(np.zeros(NUM_ENVS), np.ones(NUM_ENVS, dtype=bool))
+    assert buffer.episode_ends.sum() == 1 and len(buffer.sequences) == 1
+    buffer.group_size = 3
+    with pytest.raises(ValueError, match="4 environments make no whole groups of 3"):
+        buffer.reset()
 
 
 class Replay:
