@@ -52,7 +52,7 @@ class RunOptions:
     truncate_prompt: Literal["left", "right"] | None = None
     """Which side of a prompt over the budget to cut off. Default: that is an error."""
     warm_start: int = 8
-    """How often to imitate the demonstrations before PPO. 0: not at all."""
+    """How often to imitate the demonstrations before training. 0: not at all."""
     warm_start_learning_rate: float | None = None
     """Default: 1e-3 for a model from nothing, 5e-5 for a pretrained one."""
     warm_start_batch_size: int = 16
@@ -104,7 +104,7 @@ class RunOptions:
     autocast: Literal["bfloat16"] | None = None
     """Compute the model's layers in bfloat16."""
     compile: bool = False
-    """Make programs of what a rollout does at each step; that takes a minute first."""
+    """Compile what a rollout does at each step; that takes a minute first."""
     gradient_checkpointing: bool = False
     """Hold less in updates, and compute the layers twice."""
     micro_batch_size: int | None = None
