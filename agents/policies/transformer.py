@@ -62,8 +62,8 @@ class TransformerPolicy(BackbonePolicy):
         autocast: "bfloat16": the trunks compute in it, in rollouts and updates alike, on CPU and
             GPU. Weights, log-probabilities, values and losses stay in float32. None: float32.
         gradient_checkpointing: Whether updates compute the layers twice in order to hold less.
-        compile: Whether `torch.compile` compiles what a rollout does at each step, on a
-            GPU captured graphs. That takes a minute at first, and memory for the longest sequences
+        compile: Whether `torch.compile` compiles what a rollout does at each step; on a GPU it is
+            captured as a graph. That takes a minute at first, and memory for the longest sequences
             is held throughout.
         head_chunk: How many tokens of an update get their logits at a time, so that no array of
             tokens times vocabulary is held. None: as many as make 2^24 logits.
