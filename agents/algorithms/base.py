@@ -149,8 +149,6 @@ class TransformerAlgorithm(SetUp):
         """Whether the policy is a transformer (and not one of SB3's)."""
         return issubclass(self.policy_class, TransformerPolicy)
 
-    # What an algorithm says of itself.
-
     @for_transformers
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -158,6 +156,8 @@ class TransformerAlgorithm(SetUp):
             raise ValueError(
                 f"{type(self).__name__} needs a critic: leave critic=False out of policy_kwargs."
             )
+
+    # What an algorithm says of itself.
 
     def losses(self) -> list[LossTerm]:
         """Return what an update minimises, at the present progress."""

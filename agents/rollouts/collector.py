@@ -35,7 +35,7 @@ class StepSource:
     Args:
         agent: Whose observations, counters and statistics go on.
         env: The environment.
-        n_steps: Steps of each slot; with `episodes_per_slot`, what the rollout starts out from.
+        n_steps: Steps of each slot; with `episodes_per_slot`, about how many to prepare for.
         episodes_per_slot: Episodes of each slot, all of them whole. A slot that has had its own
             leaves the batch and waits. It needs environments made by `gym.make_vec`, with no more
             than a monitor around them. None: `n_steps`.
@@ -48,9 +48,10 @@ class StepSource:
         self, agent: Agent, env: VecEnv, n_steps: int, episodes_per_slot: int | None = None
     ) -> None:
         self._agent, self._env = agent, env
-        # What steps the environment itself: only what it gives is known to be as it gave it.
         self._n_steps = n_steps
         self._episodes = episodes_per_slot
+        # Only without wrappers in between are observations known to be as the engine made them,
+        # so that the versions of their prompts hold.
         adapter = env.venv if type(env) is VecMonitor else env
         native = isinstance(adapter, GymnasiumVecEnv) and adapter.native is not None
         self._adapter = cast("GymnasiumVecEnv", adapter) if native else None
