@@ -28,8 +28,9 @@ class _ForTransformers:
 
         @functools.wraps(method)
         def run(agent: Any, *args: Any, **kwargs: Any) -> Any:
-            chosen = method if agent.is_text else getattr(super(owner, agent), name)
-            return chosen(agent, *args, **kwargs) if agent.is_text else chosen(*args, **kwargs)
+            if agent.is_text:
+                return method(agent, *args, **kwargs)
+            return getattr(super(owner, agent), name)(*args, **kwargs)
 
         setattr(owner, name, run)
 
