@@ -52,9 +52,7 @@ class StepSource:
         self._episodes = episodes_per_slot
         # Only without wrappers in between are observations known to be as the engine made them,
         # so that the versions of their prompts hold.
-        adapter = env.venv if type(env) is VecMonitor else env
-        native = isinstance(adapter, GymnasiumVecEnv) and adapter.native is not None
-        self._adapter = cast("GymnasiumVecEnv", adapter) if native else None
+        self._adapter = native_adapter(env)
         if episodes_per_slot is not None:
             check_slots_can_wait(env)
 
@@ -217,14 +215,20 @@ class StepSource:
         return values
 
 
+def native_adapter(env: VecEnv) -> GymnasiumVecEnv | None:
+    """Return what steps a native vector environment that has no wrapper besides a monitor."""
+    adapter = env.venv if type(env) is VecMonitor else env
+    native = isinstance(adapter, GymnasiumVecEnv) and adapter.native is not None
+    return cast("GymnasiumVecEnv", adapter) if native else None
+
+
 def check_slots_can_wait(env: VecEnv) -> None:
     """Refuse environments whose slots cannot wait for each other.
 
     Raises:
         ValueError: If it is no native vector environment, or has a wrapper besides a monitor.
     """
-    adapter = env.venv if type(env) is VecMonitor else env
-    if not isinstance(adapter, GymnasiumVecEnv) or adapter.native is None:
+    if native_adapter(env) is None:
         raise ValueError(
             "episodes_per_slot lets slots wait for each other, which needs an environment made by "
             f"gym.make_vec('...-v0', num_envs=...) with no wrappers around it, but it is {env}."
