@@ -11,6 +11,7 @@ from agents import parallel
 from agents.algorithms.base import TransformerAlgorithm
 from agents.learning.advantages import ReturnToGo
 from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss
+from agents.models.loading import ModelKind
 
 
 class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
@@ -43,6 +44,7 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
         "use_rms_prop": False,
         "normalize_advantage": True,
     }
+    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 1e-4}
 
     def __init__(
         self, policy: Any, env: Any, *args: Any, whole_episodes: bool = True, **kwargs: Any

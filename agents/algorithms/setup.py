@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -10,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents import parallel
-from agents.algorithms.arguments import for_transformers
+from agents.algorithms.arguments import for_transformers, given_own
 from agents.algorithms.checks import MINIMUMS, check_environment, check_minimums, check_ranks_agree
 from agents.algorithms.progress import ProgressBar
 from agents.algorithms.resume import is_in_step, point_of_rank, restore
@@ -44,10 +45,7 @@ class SetUp(SavedExactly):
                 "Several processes train the policy 'TransformerPolicy' together, and no other: "
                 f"expected one process for {policy!r}, but {parallel.count()} were launched."
             )
-        ours = ("kl_coef", "ref_model", "whiten_rewards", "whole_episodes", "episodes_per_slot")
-        given = [name for name in (*ours, "kl_target", "micro_batch_size") if getattr(self, name)]
-        given += ["kl_in"] * (self.kl_in != "reward")
-        given += ["kl_estimator"] * (self.kl_estimator != "k1")
+        given = given_own(self)
         if given:
             raise ValueError(
                 f"{' and '.join(given)} need the policy 'TransformerPolicy', not {policy!r}."
@@ -106,6 +104,8 @@ class SetUp(SavedExactly):
     ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError("There is no environment to learn in: call set_env first.")
+        if total_timesteps < 0:
+            raise ValueError(f"total_timesteps must be at least 0, but it is {total_timesteps}.")
         point = None if reset_num_timesteps else point_of_rank(self.resume_point)
         if parallel.count() > 1:
             check_ranks_agree(self, total_timesteps)
@@ -122,8 +122,27 @@ class SetUp(SavedExactly):
         self.resume_point = None
         if point is not None:
             restore(self, point)
+        elif not reset_num_timesteps:
+            self._say_where_schedules_are()
         self.gather_points()
         return setup
+
+    def _say_where_schedules_are(self) -> None:
+        """Warn if a learning rate that falls goes on somewhere on its way.
+
+        Progress is that of all steps, past and to come: `learn` in a loop starts each time from
+        less of the rate, and lets it fall to its end each time.
+        """
+        progress = 1.0 - self.num_timesteps / max(1, self._total_timesteps)
+        first, now = self.lr_schedule(1.0), self.lr_schedule(progress)
+        if now != first:
+            warnings.warn(
+                f"learn goes on after {self.num_timesteps} steps, so that the learning rate starts "
+                f"at {now:.2g} instead of {first:.2g} and falls to its end again: progress counts "
+                "all steps, past and to come. To call learn in a loop, give a constant "
+                "learning_rate, such as 1e-4.",
+                stacklevel=4,
+            )
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if not progress_bar or parallel.count() == 1:

@@ -30,6 +30,7 @@ class Objective:
             by `constant_length`, then over sequences.
         constant_length: For "constant": what a sequence's sum is divided by.
         normalize_advantage: Whether to whiten the advantages over a minibatch's tokens.
+        whiten_floor: The least standard deviation that whitening divides by.
 
     Raises:
         ValueError: For an unknown aggregation, or one that lacks its length; for terms of one name,
@@ -40,6 +41,7 @@ class Objective:
     aggregation: Aggregation = "token"
     constant_length: int | None = None
     normalize_advantage: bool = True
+    whiten_floor: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what makes no mean, or has no name of its own."""
@@ -87,7 +89,7 @@ class Objective:
         mean, std = 0.0, 1.0
         if self.normalize_advantage and len(advantages) > 1:
             whole = th.from_numpy(advantages)
-            mean, std = float(whole.mean()), float(whole.std()) + 1e-8
+            mean, std = float(whole.mean()), max(self.whiten_floor, float(whole.std()) + 1e-8)
         names = [*(term.name for term in terms), "loss"]
         total = {name: th.zeros((), device=policy.device) for name in names}
         errors = [th.zeros((), device=policy.device)]

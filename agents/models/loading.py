@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch as th
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 ModelSpec = str | Path | PretrainedConfig
+# What is trained: weights that were drawn at random, somebody's, or an adapter beside them.
+ModelKind = Literal["new", "pretrained", "adapter"]
 
 
 def tiny_config(vocab_size: int, max_positions: int) -> LlamaConfig:
@@ -27,6 +29,13 @@ def tiny_config(vocab_size: int, max_positions: int) -> LlamaConfig:
         bos_token_id=None,
         eos_token_id=None,
     )
+
+
+def model_kind(model: Any, peft_config: Any = None) -> ModelKind:
+    """Return what is trained of a model, as `TransformerPolicy` takes both arguments."""
+    if peft_config is not None:
+        return "adapter"
+    return "pretrained" if isinstance(model, (str, Path)) and model != "tiny" else "new"
 
 
 def load_model(model: ModelSpec) -> PreTrainedModel:

@@ -237,6 +237,8 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
             return Scores(log_prob, entropy, None)
         if self.value_backbone is not None:
             hidden = action_hidden(self.value_backbone, obs)
+        elif self.vf_detach:
+            hidden = hidden.detach()
         return Scores(log_prob, entropy, self._values(hidden).flatten())
 
     def _distribution(

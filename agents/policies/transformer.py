@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from agents.models.backbone import Backbone
 from agents.models.causal import CausalBackbone
-from agents.models.loading import ModelSpec
+from agents.models.loading import ModelSpec, model_kind
 from agents.policies import export
 from agents.policies.base import BackbonePolicy
 from agents.policies.masks import TokenMasks
@@ -121,7 +121,7 @@ class TransformerPolicy(BackbonePolicy):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.vocab_size = int(cast(spaces.Discrete, action_space).n)
         # Whether the first weights were somebody's work, and not drawn at random.
-        self.pretrained = isinstance(model, (str, Path)) and model != "tiny"
+        self.pretrained = model_kind(model) == "pretrained"
         if value_model is not None and peft_config is not None:
             raise ValueError(
                 "With peft_config the critic shares the actor's trunk: leave value_model out."
@@ -141,10 +141,19 @@ class TransformerPolicy(BackbonePolicy):
         self._constraint = constraint
         self.masks = TokenMasks(self.vocab_size, allowed_tokens, constraint)
         self.optimizer = self.optimizer_class(
-            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            self._parameter_groups(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what is trained: the actor's and, in a group of their own, the critic's own."""
+        own = {id(parameter) for parameter in self.critic_parameters()}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        actor = [parameter for parameter in trained if id(parameter) not in own]
+        critic = [parameter for parameter in trained if id(parameter) in own]
+        groups = [{"name": "actor", "params": actor}, {"name": "critic", "params": critic}]
+        return [group for group in groups if group["params"]]
 
     def make_backbone(self, model: ModelSpec, peft_config: AdapterSpec | None = None) -> Backbone:
         """Return a model that fits the spaces and computes as the policy's own."""

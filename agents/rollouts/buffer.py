@@ -217,18 +217,18 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Raises:
             ValueError: If none is left on any rank.
         """
-        finished = [
-            sequence
-            for sequence in self.sequences
-            if sequence.segments[-1].stop < self.lengths[sequence.env]
-            or self.last_dones[sequence.env]
-        ]
+        finished = list(filter(self.is_complete, self.sequences))
         if not any(parallel.all_gather([len(finished)])):
             raise ValueError(
                 f"No episode ended within the rollout's {self.buffer_size} steps, so "
                 "whole_episodes=True leaves nothing to learn from: raise n_steps."
             )
         self.sequences = finished
+
+    def is_complete(self, sequence: Sequence) -> bool:
+        """Return whether a sequence's episode ended within the rollout."""
+        ended = sequence.segments[-1].stop < self.lengths[sequence.env]
+        return bool(ended or self.last_dones[sequence.env])
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """Yield minibatches of whole sequences in random order.

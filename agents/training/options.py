@@ -63,12 +63,12 @@ class RunOptions:
     """Whole episodes from each slot between updates, instead of n-steps tokens."""
     n_steps: int = 128
     """Tokens from each episode slot between updates."""
-    batch_size: int = 1024
-    """Tokens to a minibatch."""
+    batch_size: int | None = None
+    """Tokens to a minibatch. Default: the algorithm's; for ppo 1,024, or the whole rollout."""
     n_epochs: int = 4
     """Passes over each rollout."""
-    learning_rate: float = 3e-4
-    """At the start; it falls to 0 linearly."""
+    learning_rate: float | None = None
+    """At the start; it falls to 0 linearly. Default: the algorithm's, for the kind of model."""
     kl_coef: float = 0.05
     """What a nat of KL to the warm-started model costs."""
     kl_target: float | None = None
@@ -87,6 +87,18 @@ class RunOptions:
     """End an update's epochs when the KL to the policy before it exceeds 1.5 times this."""
     gae_lambda: float = 0.95
     """Lambda of the advantage estimation."""
+    gae_lambda_vf: float | None = None
+    """Lambda of the returns that the critic learns. Default: gae-lambda."""
+    gae_length_alpha: float | None = None
+    """Let lambda grow with an episode's length l: 1 - 1 / (alpha l)."""
+    vf_learning_rate: float | None = None
+    """The critic's own, at the start; it falls to 0 linearly. Default: the actor's."""
+    vf_detach: bool = False
+    """Let the value loss leave the trunk alone that actor and critic share."""
+    critic_warmup: int = 0
+    """So many updates at the beginning train the critic alone."""
+    whiten_floor: float = 0.1
+    """The least standard deviation that whitening divides by."""
     temperature: float = 1.0
     """Of the sampling, in training and in evaluation."""
     top_k: int = 0

@@ -20,7 +20,9 @@ ALGORITHM_OPTIONS = (
     *("episodes_per_slot", "n_steps", "batch_size", "n_epochs", "micro_batch_size"),
     *("kl_coef", "kl_target", "kl_estimator", "kl_in", "whiten_rewards", "whole_episodes"),
     *("ent_coef", "vf_coef", "clip_range", "target_kl", "gae_lambda", "seed", "device"),
+    *("gae_lambda_vf", "gae_length_alpha", "vf_detach", "critic_warmup", "whiten_floor"),
 )
+RATES = ("learning_rate", "vf_learning_rate")
 POLICY_OPTIONS = (
     *("model", "temperature", "top_k", "top_p", "value_model", "autocast", "compile"),
     "gradient_checkpointing",
@@ -129,19 +131,18 @@ class RunSpec(RunOptions):
         """
         accepted = set(keywords(self.algorithm))
         default = {field.name: field.default for field in fields(self)}
-        missing = [name for name in ALGORITHM_OPTIONS if name not in accepted]
+        missing = [name for name in (*ALGORITHM_OPTIONS, *RATES) if name not in accepted]
         given = [self.spell(name) for name in missing if getattr(self, name) != default[name]]
         if given:
             raise ValueError(
                 f"The algorithm {self.algo!r} has no {', '.join(given)}: leave it out, or choose "
                 f"another {self.spell('algo')}."
             )
-        options = {
-            name: getattr(self, name)
-            for name in (*ALGORITHM_OPTIONS, "learning_rate")
-            if name in accepted
-        }
-        options["learning_rate"] = LinearSchedule(options["learning_rate"], 0.0, 1.0)
+        options = {name: getattr(self, name) for name in ALGORITHM_OPTIONS if name in accepted}
+        for name in RATES:
+            rate = getattr(self, name)
+            if rate is not None:
+                options[name] = LinearSchedule(rate, 0.0, 1.0)
         if not self.whole_episodes:  # An algorithm may want them whole by itself.
             options.pop("whole_episodes", None)
         policy_kwargs = {name: getattr(self, name) for name in POLICY_OPTIONS}
