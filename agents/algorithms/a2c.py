@@ -50,7 +50,7 @@ class A2C(TransformerAlgorithm, stable_baselines3.A2C):
         kl_in: "reward" or "loss": where the KL counts.
         ref_model: The reference: a name or path. None: the policy when `learn` is first called.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation.
-        whole_episodes: Whether to learn nothing from episodes that a rollout's end has cut.
+        whole_episodes: Whether to learn from complete episodes alone; see `agents.PPO`.
         episodes_per_slot: Whole episodes from each environment, instead of `n_steps` tokens.
         micro_batch_size: Compute the gradient in parts of at most so many tokens, or at once.
         whiten_floor: The least standard deviation that whitening divides by.

@@ -59,6 +59,7 @@ from agents.rollouts.statistics import (
     peak_memory,
     record_turns,
 )
+from agents.rollouts.unfinished import UnfinishedEpisode, unfinished_episodes
 
 CRITIC_ARGUMENTS = (
     *("fit_critic", "critic_warmup", "vf_learning_rate", "vf_detach"),
@@ -83,7 +84,8 @@ class TransformerAlgorithm(SetUp):
         kl_in: "reward" or "loss": where the KL counts.
         ref_model: The reference: a name or path. None: the policy when `learn` is first called.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation.
-        whole_episodes: Whether to learn nothing from episodes that a rollout's end has cut.
+        whole_episodes: Whether to learn from complete episodes alone. What a rollout's end cuts
+            is learned when it is complete, with its own log-probabilities.
         episodes_per_slot: Whole episodes from each environment, instead of `n_steps` tokens.
         micro_batch_size: Compute gradients in parts of at most so many tokens. None: at once.
         whiten_floor: The least standard deviation that whitening divides by, of rewards and
@@ -174,6 +176,7 @@ class TransformerAlgorithm(SetUp):
         self.episode_kl: npt.NDArray[np.float64] | None = None
         self.rollout_began = 0  # at how many time steps
         self.rollouts_learned = 0
+        self.unfinished: list[UnfinishedEpisode] = []  # of the last rollout
         self._start_state()
         if text:
             check_minimums({**given, **vars(self)})
@@ -271,12 +274,14 @@ class TransformerAlgorithm(SetUp):
     def complete_rollout(self, buffer: SequenceRolloutBuffer) -> None:
         """Compute what is learned from a rollout whose steps are all in.
 
+        With `whole_episodes`, what the end of the rollout has cut is kept for the next one.
         In this order: the KL penalty, the whitening, the values of a critic that is new or has a
         model of its own, for episodes that were truncated the value of what would have followed,
         the advantages.
         """
         policy, estimator = self._text_policy(), self.advantage_estimator()
         size = self.micro_batch_size or self.batch_size
+        self.unfinished = unfinished_episodes(buffer) if self.whole_episodes else []
         if self.kl_coef > 0:
             score_reference(policy, self.reference, buffer, size)
             self._penalize_kl(buffer)
@@ -297,7 +302,11 @@ class TransformerAlgorithm(SetUp):
     def train(self) -> None:
         """Update the policy from the rollout, and log how it went."""
         started = time.perf_counter()
-        policy = self._text_policy()
+        policy, buffer = self._text_policy(), cast("SequenceRolloutBuffer", self.rollout_buffer)
+        if not any(parallel.all_gather([len(buffer.sequences)])):
+            self.awaits_update = False  # No episode has ended: they go on in the next rollout.
+            self.gather_points()
+            return
         policy.set_training_mode(True)
         self._update_learning_rate(policy.optimizer)
         warming = self.rollouts_learned < self.critic_warmup
@@ -309,7 +318,7 @@ class TransformerAlgorithm(SetUp):
             terms = [term for term in terms if isinstance(term, ValueLoss)]
         log = update(
             policy,
-            cast("SequenceRolloutBuffer", self.rollout_buffer),
+            buffer,
             Objective(
                 terms,
                 self.aggregation,
@@ -352,7 +361,8 @@ class TransformerAlgorithm(SetUp):
         every = np.concatenate(parallel.all_gather([kl[buffer.real]]))
         self.logger.record("kl/per_token", float(every.mean()))
         self.logger.record("kl/coef", self.kl_coef)
-        if self.episode_kl is None or len(self.episode_kl) != buffer.n_envs:
+        started_here = self.whole_episodes  # as all episodes then do
+        if self.episode_kl is None or len(self.episode_kl) != buffer.n_envs or started_here:
             self.episode_kl = np.zeros(buffer.n_envs)
         sums = episode_sums(self.episode_kl, kl, buffer.episode_starts, buffer.episode_ends)
         finished = parallel.all_gather(sums)

@@ -81,9 +81,9 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
             called, so after a warm start; with LoRA, the model without its adapter.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation, less
             the mean before and plus the mean after, so that the mean stays.
-        whole_episodes: Whether to learn nothing from what the end of a rollout leaves of an
-            episode, instead of trusting the critic's value of it. For episodes that are short to
-            `n_steps`: a critic that knows nothing yet makes what is cut off look bad.
+        whole_episodes: Whether to learn from complete episodes alone, instead of trusting the
+            critic's value of what the end of a rollout cuts. What is cut is kept and learned when
+            the episode has ended, with its own log-probabilities.
         episodes_per_slot: Collect so many whole episodes from each environment between updates,
             instead of `n_steps` tokens; environments that have had theirs leave the batch. For
             environments made by `gym.make_vec`, without wrappers.

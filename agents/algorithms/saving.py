@@ -24,7 +24,7 @@ from agents.policies.transformer import TransformerPolicy
 Self = TypeVar("Self", bound="SavedExactly")
 
 # What is not worth saving.
-TRANSIENT = ("awaits_update", "rank_points")
+TRANSIENT = ("awaits_update", "rank_points", "unfinished")
 
 
 class SavedExactly(OnPolicyAlgorithm):

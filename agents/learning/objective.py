@@ -78,7 +78,7 @@ class Objective:
 
         Returns:
             Each term's mean by name, `loss`, `approx_kl`, and `ratio_error`: the largest of this
-            rank.
+            rank, of what the policy before the update has sampled.
         """
         terms = [*self.terms, ApproximateKL()]
         own = [buffer.advantages[buffer.index(part)] for part in parts]
@@ -100,7 +100,8 @@ class Objective:
             batch = buffer.batch(part)
             batch = batch.with_advantages((batch.advantages - mean) / std)
             new = policy.score(batch.sequences, batch.actions, entropy_gradient)
-            errors.append(ratio_errors(batch, new).max())
+            present = batch.policy_versions[batch.sequence_ids] == buffer.policy_version
+            errors.append((ratio_errors(batch, new) * present).max())
             means = {term.name: self._sum(term(batch, new), batch) / count for term in terms}
             weighted = [term.weight * means[term.name] for term in terms if term.weight]
             loss = sum(weighted[1:], weighted[0])

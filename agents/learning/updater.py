@@ -100,6 +100,6 @@ def _minibatches(buffer: SequenceRolloutBuffer, batch_size: int | None) -> list[
     if batch_size is not None:
         actions = np.mean(parallel.all_gather([buffer.num_actions()]))
         groups = max(1, round(float(actions) / batch_size))
-    minibatches = buffer.minibatches(batch_size, groups)
+    minibatches = buffer.minibatches(batch_size, groups) if buffer.sequences else []
     most = max(parallel.all_gather([len(minibatches)]))
     return minibatches + [[] for _ in range(most - len(minibatches))]

@@ -108,7 +108,7 @@ class RunOptions:
     whiten_rewards: bool = False
     """Divide each rollout's rewards by their standard deviation."""
     whole_episodes: bool = False
-    """Learn nothing from what the end of a rollout leaves of an episode."""
+    """Learn from complete episodes alone; what a rollout's end cuts goes on in the next one."""
     value_model: str | None = None
     """A model of the critic's own: copy, tiny, or a folder or hub id. Default: the actor's."""
     lora_rank: int = 0
