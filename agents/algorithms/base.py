@@ -212,6 +212,7 @@ class TransformerAlgorithm(SetUp):
 
     @for_transformers
     def _setup_model(self) -> None:
+        check_ranges(self)
         super()._setup_model()
         needs_values = self.advantage_estimator().needs_values
         if needs_values and not self._text_policy().critic:
@@ -223,7 +224,6 @@ class TransformerAlgorithm(SetUp):
             raise ValueError(
                 f"{type(self).__name__} has no critic: leave {' and '.join(unused)} out."
             )
-        check_ranges(self)
 
     # What an algorithm says of itself.
 

