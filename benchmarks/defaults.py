@@ -114,39 +114,51 @@ class Watch(BaseCallback):
             self.kls.append(float(kl))
 
 
-def run(case: str, setting: str, seed: int, timesteps: int) -> dict[str, Any]:
-    """Train once in this process; return what there is to tell."""
+def run(case: str, settings: tuple[str, ...], seed: int, timesteps: int) -> list[dict[str, Any]]:
+    """Warm-start once in this process, and train from there with each setting."""
     import torch
 
     torch.set_num_threads(1)
-    started = time.perf_counter()
     env, passes, size = CASES[case]
     with TemporaryDirectory() as folder:
         if env == README_TASK:
             env = _readme_task(Path(folder))
         spec = RunSpec(env, timesteps=timesteps, warm_start=passes, seed=seed, device="cpu")
-        kwargs = {**spec.algorithm_kwargs(), **_setting(setting)}
-        train: Any = gym.make_vec(spec.env_id, num_envs=spec.num_envs, **spec.env_kwargs())
         test = gym.make(spec.env_id, **spec.env_kwargs(held_out=True))
-        if size in SIZES:
-            kwargs["policy_kwargs"]["model"] = _config(train, SIZES[size])
-        model = spec.algorithm("TransformerPolicy", train, **kwargs)
+
+        def make(**kwargs: Any) -> Any:
+            train: Any = gym.make_vec(spec.env_id, num_envs=spec.num_envs, **spec.env_kwargs())
+            kwargs = {**spec.algorithm_kwargs(), **kwargs}
+            if size in SIZES:
+                kwargs["policy_kwargs"]["model"] = _config(train, SIZES[size])
+            return spec.algorithm("TransformerPolicy", train, **kwargs)
+
+        start = make()
         if passes:
-            warm_start(model, **{**spec.warm_start_kwargs(), "progress": False})
-        before = evaluate_split(model, test, max_examples=spec.eval_examples)
-        watch = Watch()
-        model.learn(timesteps, callback=watch)
-        after = evaluate_split(model, test, max_examples=spec.eval_examples)
-    return {
-        "case": case,
-        "setting": setting,
-        "seed": seed,
-        "before": [before.mean, before.standard_error],
-        "after": [after.mean, after.standard_error],
-        "rewards": watch.rewards,
-        "kls": watch.kls,
-        "minutes": (time.perf_counter() - started) / 60,
-    }
+            warm_start(start, **{**spec.warm_start_kwargs(), "progress": False})
+        before = evaluate_split(start, test, max_examples=spec.eval_examples)
+        weights = start.policy.backbone.state_dict()
+        results = []
+        for setting in settings:
+            model, watch = make(**_setting(setting)), Watch()
+            model.policy.backbone.load_state_dict(weights)
+            started = time.perf_counter()
+            model.learn(timesteps, callback=watch)
+            minutes = (time.perf_counter() - started) / 60
+            after = evaluate_split(model, test, max_examples=spec.eval_examples)
+            results.append(
+                {
+                    "case": case,
+                    "setting": setting,
+                    "seed": seed,
+                    "before": [before.mean, before.standard_error],
+                    "after": [after.mean, after.standard_error],
+                    "rewards": watch.rewards,
+                    "kls": watch.kls,
+                    "minutes": minutes,
+                }
+            )
+    return results
 
 
 def _readme_task(folder: Path) -> str:
@@ -204,26 +216,24 @@ def main() -> None:
     options = tyro.cli(Options)
     os.environ["OMP_NUM_THREADS"] = "1"
     todo = [
-        (case, setting, seed, options.timesteps)
+        (case, options.settings, seed, options.timesteps)
         for seed in range(options.seeds)
         for case in options.cases
-        for setting in options.settings
     ]
-    order = {work[:3]: place for place, work in enumerate(sorted(todo, key=_place(options)))}
     results: list[dict[str, Any]] = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     command = "python -m benchmarks.defaults " + " ".join(sys.argv[1:])
     head = f"# Defaults\n\n`{command.strip()}` on {machine()}.\n\n"
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         for done in as_completed([pool.submit(run, *work) for work in todo]):
-            results.append(done.result())
-            results.sort(key=lambda r: order[r["case"], r["setting"], r["seed"]])
+            results = sorted([*results, *done.result()], key=_place(options))
             options.out.with_suffix(".md").write_text(head + table(results))
             options.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _place(options: Options) -> Any:
-    return lambda work: (options.cases.index(work[0]), options.settings.index(work[1]), work[2])
+    cases, settings = options.cases, options.settings
+    return lambda r: (cases.index(r["case"]), settings.index(r["setting"]), r["seed"])
 
 
 if __name__ == "__main__":

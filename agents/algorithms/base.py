@@ -5,18 +5,16 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections import deque
 from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import parallel
@@ -28,14 +26,13 @@ from agents.algorithms.arguments import (
     signed,
 )
 from agents.algorithms.checks import check_batch_size, check_minimums, check_ranges
-from agents.algorithms.setup import SetUp
+from agents.algorithms.recording import Recorded
 from agents.learning.advantages import GAE, AdvantageEstimator
 from agents.learning.critic import fit_critic
 from agents.learning.kl import (
     KLEstimator,
     KLPlace,
     adapt_kl_coef,
-    estimate_kl,
 )
 from agents.learning.losses import KLLoss, LossTerm, ValueLoss
 from agents.learning.objective import Aggregation, Objective
@@ -44,9 +41,10 @@ from agents.learning.rewards import (
     bootstrap_truncations,
     fill_last_values,
     fill_values,
+    penalize_kl,
     whiten_rewards,
 )
-from agents.learning.updater import UpdateLog, update
+from agents.learning.updater import update
 from agents.models.loading import ModelKind, model_kind
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
@@ -54,10 +52,6 @@ from agents.rollouts.collector import StepSource
 from agents.rollouts.sources import RolloutSource
 from agents.rollouts.statistics import (
     TurnMetrics,
-    add_turn,
-    episode_sums,
-    peak_memory,
-    record_turns,
 )
 from agents.rollouts.unfinished import UnfinishedEpisode, unfinished_episodes
 
@@ -67,7 +61,7 @@ CRITIC_ARGUMENTS = (
 )
 
 
-class TransformerAlgorithm(SetUp):
+class TransformerAlgorithm(Recorded):
     """An on-policy algorithm of SB3 that also trains a `TransformerPolicy`, by our own means.
 
     A class is made from this one and SB3's, in that order, and says what it minimises. With
@@ -268,7 +262,7 @@ class TransformerAlgorithm(SetUp):
         self.complete_rollout(buffer)
         callback.update_locals(locals())
         parallel.run_on_all(lambda: _ends_rollout(callback))
-        self._record_speed("rollout", started)
+        self.record_speed("rollout", started)
         return True
 
     def complete_rollout(self, buffer: SequenceRolloutBuffer) -> None:
@@ -283,7 +277,6 @@ class TransformerAlgorithm(SetUp):
         size = self.micro_batch_size or self.batch_size
         self.unfinished = unfinished_episodes(buffer) if self.whole_episodes else []
         if self.kl_coef > 0:
-            score_reference(policy, self.reference, buffer, size)
             self._penalize_kl(buffer)
         if self.whiten_rewards:
             whiten_rewards(buffer, self.whiten_floor)
@@ -335,11 +328,8 @@ class TransformerAlgorithm(SetUp):
         self._n_updates += log.epochs
         self.rollouts_learned += 1
         self.awaits_update = False
-        self._record_update(log, [term.name for term in terms])
-        self._record_speed("update", started)
-        peak = peak_memory(self.device)
-        if peak is not None:
-            self.logger.record("time/peak_memory_mib", peak)
+        self.record_update(log, [term.name for term in terms])
+        self.record_speed("update", started)
         self.gather_points()
 
     def _update_learning_rate(self, optimizers: Any) -> None:
@@ -353,69 +343,16 @@ class TransformerAlgorithm(SetUp):
                     group["lr"] = rate
 
     def _penalize_kl(self, buffer: SequenceRolloutBuffer) -> None:
-        """Take each token's KL to the reference off its reward, log it, adapt `kl_coef`."""
-        log_probs, reference = map(th.from_numpy, (buffer.log_probs, buffer.ref_log_probs))
-        kl = estimate_kl(log_probs, reference, self.kl_estimator).numpy()
-        if self.kl_in == "reward":
-            buffer.rewards -= self.kl_coef * kl
-        every = np.concatenate(parallel.all_gather([kl[buffer.real]]))
-        self.logger.record("kl/per_token", float(every.mean()))
-        self.logger.record("kl/coef", self.kl_coef)
-        started_here = self.whole_episodes  # as all episodes then do
-        if self.episode_kl is None or len(self.episode_kl) != buffer.n_envs or started_here:
-            self.episode_kl = np.zeros(buffer.n_envs)
-        sums = episode_sums(self.episode_kl, kl, buffer.episode_starts, buffer.episode_ends)
-        finished = parallel.all_gather(sums)
-        if finished:
-            mean = float(np.mean(finished))
-            self.logger.record("kl/per_episode", mean)
-            if self.kl_target is not None:
-                count = len(finished)
-                self.kl_coef = adapt_kl_coef(self.kl_coef, mean, self.kl_target, count)
-
-    # What is logged.
-
-    def record_infos(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Take in a step's infos, for the means of the last episodes and turns."""
-        self._update_info_buffer(infos, dones)
-        for info in infos:
-            if info:
-                add_turn(self.turn_metrics, info, self._stats_window_size)
-
-    def _record_update(self, log: UpdateLog, terms: list[str]) -> None:
-        metrics = log.metrics
-        for name in (*terms, "grad_norm"):
-            if metrics[name]:
-                self.logger.record(f"train/{name}", np.mean(metrics[name]))
-        self.logger.record("train/approx_kl", log.approx_kl)
-        first = parallel.all_gather(metrics["ratio_error"][:1])
-        self.logger.record("train/first_ratio_error", max(first))
-        self.logger.record("train/loss", metrics["loss"][-1])
-        buffer = cast("SequenceRolloutBuffer", self.rollout_buffer)
-        if self._text_policy().critic:
-            own = buffer.values[buffer.real], buffer.returns[buffer.real]
-            every = zip(*parallel.all_gather([own]), strict=True)
-            explained = explained_variance(*map(np.concatenate, every))
-            self.logger.record("train/explained_variance", explained)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-    def _record_speed(self, what: str, started: float) -> None:
-        """Log the rollout's tokens, of all ranks, by the second that something took."""
-        seconds = time.perf_counter() - started
-        tokens = self.num_timesteps - self.rollout_began
-        self.logger.record(f"time/{what}_tokens_per_second", tokens / max(seconds, 1e-9))
-
-    @for_transformers
-    def dump_logs(self, iteration: int = 0) -> None:
-        """Write the log."""
-        record_turns(self.turn_metrics, self.logger)
-        own = self.ep_info_buffer, self.ep_success_buffer
-        if parallel.count() > 1:
-            self.ep_info_buffer, self.ep_success_buffer = (
-                deque(parallel.all_gather(list(episodes or ()))) for episodes in own
-            )
-        super().dump_logs(iteration)
-        self.ep_info_buffer, self.ep_success_buffer = own
+        """Let the KL to the reference count, log it, and adapt `kl_coef`."""
+        score_reference(
+            self._text_policy(), self.reference, buffer, self.micro_batch_size or self.batch_size
+        )
+        coefficient = self.kl_coef if self.kl_in == "reward" else 0.0
+        kl = penalize_kl(buffer, coefficient, self.kl_estimator)
+        of_episodes = self.record_kl(buffer, kl)
+        if of_episodes and self.kl_target is not None:
+            mean, count = float(np.mean(of_episodes)), len(of_episodes)
+            self.kl_coef = adapt_kl_coef(self.kl_coef, mean, self.kl_target, count)
 
     @for_transformers
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:

@@ -1,11 +1,13 @@
-"""What happens to a rollout before its advantages: late values, bootstrap, whitening."""
+"""What happens to a rollout before its advantages: KL, late values, bootstrap, whitening."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 
 from agents import parallel
+from agents.learning.kl import KLEstimator, estimate_kl
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import Observation, SequenceRolloutBuffer
 from agents.rollouts.collector import rows_of
@@ -59,6 +61,26 @@ def bootstrap_truncations(
     steps = [truncation.step for truncation in buffer.truncations]
     slots = [truncation.slot for truncation in buffer.truncations]
     buffer.rewards[steps, slots] += gamma * values
+
+
+def penalize_kl(
+    buffer: SequenceRolloutBuffer, kl_coef: float, estimator: KLEstimator
+) -> npt.NDArray[np.float32]:
+    """Take each token's KL to the reference off its reward.
+
+    Args:
+        buffer: The complete rollout, scored by the reference.
+        kl_coef: What a nat costs.
+        estimator: See `estimate_kl`.
+
+    Returns:
+        The KL of each token, as the buffer's arrays are.
+    """
+    log_probs, reference = map(th.from_numpy, (buffer.log_probs, buffer.ref_log_probs))
+    kl: npt.NDArray[np.float32] = estimate_kl(log_probs, reference, estimator).numpy()
+    if kl_coef:
+        buffer.rewards -= kl_coef * kl
+    return kl
 
 
 def whiten_rewards(buffer: SequenceRolloutBuffer, floor: float = 0.0) -> None:
