@@ -339,7 +339,7 @@ class TransformerAlgorithm(Recorded):
             rate = FloatSchedule(self.vf_learning_rate)(self._current_progress_remaining)
             self.logger.record("train/vf_learning_rate", rate)
             for group in optimizers.param_groups:
-                if group["name"] == "critic":
+                if group.get("name") == "critic":
                     group["lr"] = rate
 
     def _penalize_kl(self, buffer: SequenceRolloutBuffer) -> None:
