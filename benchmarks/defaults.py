@@ -224,7 +224,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     command = "python -m benchmarks.defaults " + " ".join(sys.argv[1:])
     head = f"# Defaults\n\n`{command.strip()}` on {machine()}.\n\n"
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for done in as_completed([pool.submit(run, *work) for work in todo]):
             results = sorted([*results, *done.result()], key=_place(options))
             options.out.with_suffix(".md").write_text(head + table(results))

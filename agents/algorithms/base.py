@@ -283,7 +283,7 @@ class TransformerAlgorithm(Recorded):
         if estimator.needs_values:
             if self.fit_critic and policy.critic_is_new:
                 fit_critic(policy, buffer, self.gamma, size)
-                fill_last_values(policy, buffer, self._last_obs)
+                fill_last_values(policy, buffer, cast("Any", self._last_obs))
             elif policy.separate_critic:
                 fill_values(policy, buffer, size)
             bootstrap_truncations(policy, buffer, self.gamma)

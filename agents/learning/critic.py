@@ -61,7 +61,8 @@ class Moments:
         covariance = self.squares / self.count - np.outer(mean, mean)
         variance = covariance.diagonal().clip(min=1e-12)
         penalised = covariance + np.diag(ridge * variance)
-        weight = np.linalg.lstsq(penalised, self.products / self.count - mean * target)[0]
+        along = self.products / self.count - mean * target
+        weight = np.linalg.lstsq(penalised, along)[0].astype(np.float64)
         return weight, float(target - mean @ weight)
 
 

@@ -54,8 +54,9 @@ def test_learn_goes_forward() -> None:
 
 @pytest.mark.parametrize("argument", ["critic_warmup", "vf_learning_rate", "gae_lambda_vf"])
 def test_what_is_a_critics_is_refused_without_one(argument: str) -> None:
+    given: dict[str, Any] = {argument: 1}
     with pytest.raises(ValueError, match=f"Reinforce has no critic: leave {argument} out"):
-        make_agent(cls=Reinforce, **{argument: 1})
+        make_agent(cls=Reinforce, **given)
 
 
 @pytest.mark.parametrize("argument", ["fit_critic", "whiten_floor"])
@@ -86,13 +87,14 @@ def test_the_rate_is_that_of_the_kind_of_model(tmp_path: Any) -> None:
     }
     env = vec_env()
     for cls in (PPO, A2C):
-        rates = {}
+        rates: dict[str, float] = {}
         for kind, kwargs in kinds.items():
             model = cls("TransformerPolicy", env, policy_kwargs=kwargs, device="cpu")
             rates[kind] = model.lr_schedule(1.0)
             assert model.lr_schedule(0.5) == pytest.approx(rates[kind] / 2)
         assert rates["pretrained"] < rates["new"]
-        expected = {"new": cls.text_defaults["learning_rate"](1.0), **cls.learning_rates}
+        expected = {"new": cls.text_defaults["learning_rate"](1.0)}
+        expected.update({str(kind): rate for kind, rate in cls.learning_rates.items()})
         assert rates == {kind: expected.get(kind, expected["new"]) for kind in kinds}
         own = cls("TransformerPolicy", env, learning_rate=0.5, policy_kwargs=kinds["pretrained"])
         assert own.lr_schedule(0.1) == 0.5
