@@ -35,6 +35,7 @@ from agents.learning.objective import Aggregation, Objective
 from agents.learning.reference import score_reference
 from agents.learning.rewards import bootstrap_truncations, fill_values, whiten_rewards
 from agents.learning.updater import UpdateLog, update
+from agents.models.loading import check_device
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.collector import StepSource
@@ -121,7 +122,9 @@ class TransformerAlgorithm(SetUp):
         self.whole_episodes = whole_episodes
         self.episodes_per_slot = episodes_per_slot
         self.micro_batch_size = micro_batch_size
-        if not text:
+        if text:
+            check_device(given.get("device", "auto"))
+        else:
             self._check_sb3_policy(policy)
         self.turn_metrics: TurnMetrics = {}
         # By slot, the KL of the episode so far.
@@ -214,6 +217,8 @@ class TransformerAlgorithm(SetUp):
         if policy.separate_critic and estimator.needs_values:
             fill_values(policy, buffer, size)
         if self.kl_coef > 0:
+            if self.reference is None:
+                raise RuntimeError("There is no reference yet: call set_reference first.")
             score_reference(policy, self.reference, buffer, size)
             self._penalize_kl(buffer)
         if self.whiten_rewards:
@@ -249,6 +254,7 @@ class TransformerAlgorithm(SetUp):
         self._n_updates += log.epochs
         self.awaits_update = False
         self._record_update(log, [term.name for term in terms])
+        policy.facts["tokens of training"] = self.num_timesteps
         self._record_speed("update", started)
         peak = peak_memory(self.device)
         if peak is not None:
