@@ -45,7 +45,7 @@ from agents.learning.rewards import (
     whiten_rewards,
 )
 from agents.learning.updater import update
-from agents.models.loading import ModelKind, model_kind
+from agents.models.loading import ModelKind, check_device, model_kind
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.collector import StepSource
@@ -163,7 +163,9 @@ class TransformerAlgorithm(Recorded):
         self.vf_detach = vf_detach
         self.gae_lambda_vf = gae_lambda_vf
         self.gae_length_alpha = gae_length_alpha
-        if not text:
+        if text:
+            check_device(given.get("device", "auto"))
+        else:
             self._check_sb3_policy(policy)
         self.turn_metrics: TurnMetrics = {}
         # By slot, the KL of the episode so far.
@@ -329,6 +331,7 @@ class TransformerAlgorithm(Recorded):
         self.rollouts_learned += 1
         self.awaits_update = False
         self.record_update(log, [term.name for term in terms])
+        policy.facts["tokens of training"] = self.num_timesteps
         self.record_speed("update", started)
         self.gather_points()
 
@@ -344,9 +347,10 @@ class TransformerAlgorithm(Recorded):
 
     def _penalize_kl(self, buffer: SequenceRolloutBuffer) -> None:
         """Let the KL to the reference count, log it, and adapt `kl_coef`."""
-        score_reference(
-            self._text_policy(), self.reference, buffer, self.micro_batch_size or self.batch_size
-        )
+        if self.reference is None:
+            raise RuntimeError("There is no reference yet: call set_reference first.")
+        size = self.micro_batch_size or self.batch_size
+        score_reference(self._text_policy(), self.reference, buffer, size)
         coefficient = self.kl_coef if self.kl_in == "reward" else 0.0
         kl = penalize_kl(buffer, coefficient, self.kl_estimator)
         of_episodes = self.record_kl(buffer, kl)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents import parallel
 from agents.rollouts.collector import check_slots_can_wait
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # The advantages of one token alone cannot be whitened.
 MINIMUMS = {
@@ -95,11 +92,8 @@ def check_batch_size(agent: Any) -> None:
         )
 
 
-def check_environment(env: VecEnv, episodes_per_slot: int | None) -> PreTrainedTokenizerBase | None:
+def check_environment(env: VecEnv, episodes_per_slot: int | None) -> None:
     """Refuse an environment whose tokens or slots are not what we need.
-
-    Returns:
-        Its tokenizer, if it has one.
 
     Raises:
         ValueError: If it normalizes tokens, or its slots cannot wait for each other.
@@ -109,10 +103,6 @@ def check_environment(env: VecEnv, episodes_per_slot: int | None) -> PreTrainedT
         raise ValueError("Tokens cannot be normalized: give VecNormalize norm_obs=False.")
     if episodes_per_slot is not None:
         check_slots_can_wait(env)
-    # To ask a subprocess for what it does not have would end it.
-    if not env.has_attr("tokenizer"):
-        return None
-    return cast("PreTrainedTokenizerBase", env.get_attr("tokenizer", indices=[0])[0])
 
 
 def check_ranks_agree(agent: Any, total_timesteps: int) -> None:

@@ -15,7 +15,7 @@ from agents.algorithms.arguments import for_transformers, given_own
 from agents.algorithms.checks import MINIMUMS, check_environment, check_minimums, check_ranks_agree
 from agents.algorithms.progress import ProgressBar
 from agents.algorithms.resume import is_in_step, point_of_rank, restore
-from agents.algorithms.saving import SavedExactly
+from agents.algorithms.texts import KnowsTexts
 from agents.learning.kl import KLEstimator, KLPlace, check_kl_arguments
 from agents.learning.reference import make_reference
 from agents.policies.transformer import TransformerPolicy
@@ -24,7 +24,7 @@ from agents.rollouts.statistics import TurnMetrics
 from agents.rollouts.vec_env import GymnasiumVecEnv, as_vec_env
 
 
-class SetUp(SavedExactly):
+class SetUp(KnowsTexts):
     """The part of an algorithm that takes in environments; `TransformerAlgorithm` has the rest."""
 
     transformers_only: ClassVar[bool]
@@ -82,16 +82,18 @@ class SetUp(SavedExactly):
 
     def _take_in_env(self) -> None:
         """Check a new environment, and give the policy its tokenizer."""
-        if isinstance(self.policy, TransformerPolicy) and self.env is not None:
-            self.policy.tokenizer = check_environment(self.env, self.episodes_per_slot)
+        if isinstance(self.policy, TransformerPolicy):
+            if self.env is not None:
+                check_environment(self.env, self.episodes_per_slot)
+            self.take_in_tokenizer(self.policy)
 
     def set_reference(self) -> None:
         """Make `ref_model`, or else the present policy, the reference of the KL penalty.
 
-        With LoRA and no `ref_model`, it is the model with its adapter switched off.
+        With LoRA and no `ref_model`, it is the model with its adapter as that is now.
         """
         self.reference = make_reference(self._text_policy(), self.ref_model)
-        self.ref_config = None if self.reference is None else self.reference.config
+        self.ref_config = self.reference.config
 
     @for_transformers
     def _setup_learn(
@@ -124,6 +126,7 @@ class SetUp(SavedExactly):
             restore(self, point)
         elif not reset_num_timesteps:
             self._say_where_schedules_are()
+        self._say_what_is_trained()
         self.gather_points()
         return setup
 
@@ -143,6 +146,17 @@ class SetUp(SavedExactly):
                 "learning_rate, such as 1e-4.",
                 stacklevel=4,
             )
+
+    def _say_what_is_trained(self) -> None:
+        """Log, once, how many of the weights an adapter trains."""
+        policy = self._text_policy()
+        if policy.backbone.adapter is None or self.num_timesteps:
+            return
+        every = sum(weight.numel() for weight in policy.parameters())
+        trained = sum(w.numel() for w in policy.parameters() if w.requires_grad)
+        self.logger.info(f"Training {trained:,} of {every:,} parameters ({trained / every:.2%})")
+        self.logger.record("train/trained_parameters", trained)
+        self.logger.record("train/trained_share", trained / every)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if not progress_bar or parallel.count() == 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agents import parallel
 from agents.files import atomic_path
+from agents.policies.card import model_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,17 +20,24 @@ if TYPE_CHECKING:
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
 SAMPLING_FILE = "sampling.json"
+CARD_FILE = "README.md"
 
 
 def save_policy(
-    policy: BackbonePolicy, directory: Path, tokenizer: PreTrainedTokenizerBase | None
+    policy: BackbonePolicy,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    merge: bool,
+    results: Mapping[str, Any],
 ) -> None:
-    """Write models, tokenizer, value head and sampling; of several ranks the main one writes.
+    """Write models, tokenizer, value head, sampling and model card; of ranks the main one writes.
 
     Args:
         policy: The policy.
         directory: Where to.
         tokenizer: The tokenizer to write, or None.
+        merge: Whether to add an adapter to the weights.
+        results: What the model card says of the results.
 
     Raises:
         ValueError: If the folder holds something else, since it is replaced as a whole.
@@ -46,7 +55,10 @@ def save_policy(
         )
     with atomic_path(directory) as folder:
         folder.mkdir()
-        policy.backbone.save_pretrained(folder)
+        if merge and policy.backbone.adapter is not None:
+            policy.backbone.adapter.merged().save_pretrained(folder)
+        else:
+            policy.backbone.save_pretrained(folder)
         if policy.value_backbone is not None:
             policy.value_backbone.save_pretrained(folder / VALUE_MODEL_FOLDER)
         weights = {} if policy.value_head is None else policy.value_head.state_dict()
@@ -55,6 +67,18 @@ def save_policy(
         (folder / SAMPLING_FILE).write_text(json.dumps(vars(policy.sampling)))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
+        write_card(policy, folder, results)  # last: peft writes one of its own
+
+
+def write_card(policy: BackbonePolicy, folder: Path, results: Mapping[str, Any]) -> None:
+    """Write the model card into a folder that holds a policy's model.
+
+    Args:
+        policy: The policy.
+        folder: The folder.
+        results: What is known of the results: name and value.
+    """
+    (folder / CARD_FILE).write_text(model_card(policy, folder, results), encoding="utf-8")
 
 
 def load_value_head(head: ValueHead | None, directory: Path) -> None:

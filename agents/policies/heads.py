@@ -66,6 +66,7 @@ class CriticMixin(ABC):
             self.value_backbone = copy.deepcopy(self.backbone)
         elif value_model is not None:
             self.value_backbone = self.make_backbone(value_model)
+            self.value_backbone.merge_adapter()
         self.value_head = ValueHead(self.critic_backbone.hidden_size) if critic else None
 
     @property

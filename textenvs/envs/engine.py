@@ -112,6 +112,11 @@ class TextEngine:
         return len(self._slots)
 
     @property
+    def prompts(self) -> Sequence[TokenIds]:
+        """The token ids of each example's prompt."""
+        return self._encoded.prompts
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer."""
         return self.codec.tokenizer

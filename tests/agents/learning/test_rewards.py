@@ -10,7 +10,6 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from agents import PPO
-from agents.learning.reference import reference_model
 from agents.learning.rewards import whiten_rewards
 from tests.agents.agents import (
     NUM_ENVS,
@@ -140,12 +139,10 @@ def test_a_rollout_that_a_callback_ends_is_not_settled() -> None:
 
 
 def test_no_reference_yet() -> None:
-    model = make_agent(kl_coef=0.1)
-    with (
-        pytest.raises(RuntimeError, match="call set_reference first"),
-        reference_model(model.policy, model.reference),
-    ):
-        pass
+    model = collect(make_agent())
+    model.kl_coef = 0.1
+    with pytest.raises(RuntimeError, match="call set_reference first"):
+        model.complete_rollout(model.rollout_buffer)
 
 
 def test_reference_is_a_copy_that_stays() -> None:
