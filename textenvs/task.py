@@ -44,7 +44,8 @@ class Transcript:
     Args:
         example: The example that the episode is about.
         turns: The conversation so far. It starts with what the agent was given (`Task.prompt`) as
-            the user's turn and ends with the agent's response, so a single-turn task has two.
+            the user's turn and ends with the agent's response, so a single-turn task has two. What
+            `Task.format_turn` puts around each turn of a conversation is left out.
         response_tokens: How many tokens the last response took, EOS included.
         stopped: True if the agent ended the response, with EOS or another stop; False if the budget
             ran out.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from textenvs.envs.encoding import encode_task
 from textenvs.envs.observations import Observation, Observations
+from textenvs.envs.prompts import first_turn
 from textenvs.envs.slots import Slots
 from textenvs.envs.state import check_fits
 from textenvs.envs.turns import check_ids, end_turn, rest_of_turn
@@ -172,7 +173,10 @@ class TextEngine:
         EOS is included unless the budget ends first.
         """
         said = self.turns[slot]
-        before = self.task.format_reply(said[-1].text) if len(said) > 1 else said[0].text
+        if len(said) > 1:
+            before = self.task.format_reply(said[-1].text)
+        else:
+            before = self._encoded.texts[self._slots.examples[slot]]
         return self._encoded.encode_response(text, before)
 
     def reset(self, slot: int, rng: np.random.Generator, example: int | None = None) -> None:
@@ -189,7 +193,7 @@ class TextEngine:
                 f"{self.split!r}, but it is {example}."
             )
         self._slots.examples[slot] = example
-        self.turns[slot] = (Turn("user", self._encoded.texts[example]),)
+        self.turns[slot] = (Turn("user", first_turn(self.task, self._encoded.texts[example])),)
         self._slots.set_prompt(slot, self._encoded.prompts[example])
 
     def step(

@@ -29,6 +29,20 @@ def shown(text: str) -> str:
     return text.replace(BREAK, "")
 
 
+def first_turn(task: Task, text: str) -> str:
+    """Return a prompt as the first turn of the transcript: what was read, as it was read.
+
+    Where it has the format of all turns, that is left out, as it is for the later ones.
+    """
+    if task.max_turns == 1:
+        return text
+    before, _, after = task.format_reply(BREAK).partition(BREAK)
+    before = before.lstrip()
+    if len(before + after) <= len(text) and text.startswith(before) and text.endswith(after):
+        return text[len(before) : len(text) - len(after)]
+    return text
+
+
 def fit_prompts(
     task: Task,
     codec: TextCodec,

@@ -63,6 +63,13 @@ class Cued(Guess):
         return f"{example.prompt}\nGuess:"
 
 
+class Instructed(Guess):
+    """Puts an instruction in front of the conversation."""
+
+    def prompt(self, example: Example) -> str:
+        return f"Be quick.\n{super().prompt(example)}"
+
+
 class Locked(Echo):
     """Holds what cannot be copied or pickled."""
 
@@ -121,6 +128,11 @@ def test_all_turns_have_one_format() -> None:
         *encode(f"\nUser: {'lower ' * 20}\nAgent:"),
     ]  # fmt: skip
     assert Echo().prompt(EXAMPLES[0]) == EXAMPLES[0].prompt
+    # The format of all turns is not shown, and what is more of the first one is.
+    assert [turn.text for turn in engine.turns[0][::2]] == ["Guess my number.", "lower " * 20]
+    engine = TextEngine(Instructed)
+    engine.reset(0, np.random.default_rng(0))
+    assert engine.turns[0][0].text == "Be quick.\nUser: Guess my number.\nAgent:"
 
 
 def test_two_formats_are_said() -> None:

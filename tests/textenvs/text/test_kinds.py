@@ -265,5 +265,5 @@ def test_a_conversation_reads_as_one_piece(kind: str) -> None:
     length = int(engine.observations["prompt_length"][0, 0])
     ids = engine.observations["prompt"][0, :length].tolist()
     first, last = (turn.text for turn in (engine.turns[0][0], engine.turns[0][-1]))
-    (whole,) = codec.encode_prompts([f"{first} yes\nUser: {last}\nAgent:"])
+    (whole,) = codec.encode_prompts([f"User: {first}\nAgent: yes\nUser: {last}\nAgent:"])
     assert [token for token in ids if token != codec.eos_token_id] == whole.tolist()
