@@ -47,7 +47,8 @@ class TransformerPolicy(SavedPolicy):
         top_k: Sample from the k most likely tokens. 0: all.
         top_p: Sample from the smallest set of most likely tokens with at least this probability.
             1: all.
-        allowed_tokens: The only tokens to sample. None: what the action space says.
+        allowed_tokens: The only tokens to sample. None: what the action space says, and of its
+            choices, if it has some, whole ones alone.
         constraint: What may be said next, as a function of what was said: a
             `textenvs.constraints.TokenConstraint`, or "package.module:Name" (a class is called).
             Of the allowed tokens only those are sampled that it allows. A path is imported where
@@ -144,13 +145,18 @@ class TransformerPolicy(SavedPolicy):
         if adapter is not None and value_model is not None:
             raise ValueError("With an adapter the critic shares the trunk: leave value_model out.")
         self._peft_config = peft_config if adapter is None else adapter.config
+        if self.pretrained:
+            export.tell_of_stops(self)
         self.head_chunk = _head_chunk(head_chunk, self.backbone.num_logits)
         self.make_critic(value_model, critic)
         self._allowed_tokens = allowed_tokens
+        choices = None
         if allowed_tokens is None:
             allowed_tokens = getattr(action_space, "allowed_tokens", None)
+            choices = getattr(action_space, "choices", None)
         self._constraint = constraint
-        self.masks = TokenMasks(self.vocab_size, allowed_tokens, constraint)
+        eos = getattr(action_space, "eos_token_id", None)
+        self.masks = TokenMasks(self.vocab_size, allowed_tokens, constraint, choices, eos)
         self.optimizer = self.optimizer_class(
             self._parameter_groups(),
             lr=lr_schedule(1),  # type: ignore[call-arg]

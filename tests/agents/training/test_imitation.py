@@ -187,7 +187,7 @@ def test_demonstrations_of_a_dialogue() -> None:
     assert learned.tolist() == [token for turn in ends for token in turn]
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     users = ["\nUser: after black 1?\nAgent:", "\nUser: after black 3?\nAgent:"]
-    assert text == f"Colour 3: {turns[0]}{users[0]} {turns[1]}{users[1]} {turns[2]}"
+    assert text == f"User: Colour 3:\nAgent: {turns[0]}{users[0]} {turns[1]}{users[1]} {turns[2]}"
 
 
 def test_turns_become_sequences() -> None:
