@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 
 from textenvs.data.sources import load_examples, splits_of
+from textenvs.rewards import RewardTerm, check_example, check_references
 from textenvs.spaces import TokenSpace
 from textenvs.task import Example, Task
 from textenvs.text.codec import TextCodec, TokenIds
@@ -90,6 +91,7 @@ def encode_task(
     max_prompt_tokens: int | None = None,
     max_new_tokens: int | None = None,
     truncate_prompt: Literal["left", "right"] | None = None,
+    terms: Sequence[RewardTerm] = (),
 ) -> EncodedTask:
     """Load a split's examples, encode them, and choose the budgets.
 
@@ -104,16 +106,21 @@ def encode_task(
         max_new_tokens: The response budget of a turn. None: the longest choice's length if the
             task has choices, else the task's budget.
         truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
+        terms: What is to score the responses: each example must have what they need.
 
     Raises:
         ValueError: If a budget is no positive integer, or too small for a prompt or a choice, or
-            the examples cannot be loaded.
+            the examples cannot be loaded, or one cannot be scored.
     """
     if truncate_prompt not in (None, "left", "right"):
         raise ValueError(
             f"truncate_prompt must be None, 'left' or 'right', but it is {truncate_prompt!r}."
         )
-    examples = load_examples(task, dataset, fields, split)
+    # A task's own examples are its author's: only what a user's reward asks of them is checked.
+    check = partial(check_references, terms)
+    if dataset is not None:
+        check = partial(check_example, task, terms)
+    examples = load_examples(task, dataset, fields, split, check)
     choices = _choice_tokens(task, codec, examples)
     new_tokens: int = _budget(
         "max_new_tokens",

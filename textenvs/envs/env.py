@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -45,7 +45,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
     Truncated only by `max_episode_steps`.
 
     ## Information
-    At the end of a turn: `transcript` (a `Transcript`) and `reward_terms` (a number for each term).
+    At the end of a turn: `transcript` (a `Transcript`), `reward_terms` (a number for each term) and
+    `observed` (a number for each term that is only observed, if there are any for this turn).
     At the end of an episode also `example` (its index) and, if the task defines it, `is_success`.
 
     Args:
@@ -56,6 +57,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
         fields: Which columns of the dataset hold `prompt`, `references`, ...
         split: "train", "validation", "test", or a part such as "train[:90%]".
         reward: None (the task's own) or what `textenvs.rewards.resolve_rewards` takes.
+        observe: The same, for what is scored and reported but no part of the reward.
+        choices: The only responses allowed. None: the task's, or the labels of the dataset.
+        template: The text around the prompt, as "Review: {prompt} Label:". None: the task's.
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
         truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
@@ -75,6 +79,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
         fields: Mapping[str, str] | None = None,
         split: str = "train",
         reward: Any = None,
+        observe: Any = None,
+        choices: Sequence[str] | None = None,
+        template: str | None = None,
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
         truncate_prompt: Literal["left", "right"] | None = None,
@@ -92,6 +99,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
             fields=fields,
             split=split,
             reward=reward,
+            observe=observe,
+            choices=choices,
+            template=template,
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,

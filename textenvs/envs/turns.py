@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -91,3 +92,8 @@ def end_turn(encoded: EncodedTask, slots: Slots, slot: int, rng: np.random.Gener
                 slots.set_prompt(slot, continuation)
                 return transcript
     return Transcript(example, turns, len(tokens), stopped)
+
+
+def copy_info(info: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a turn's info, in which scores can be changed."""
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in info.items()}
