@@ -5,13 +5,15 @@ A task works on text alone. Tokens, budgets, seeding and autoreset belong to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+_FIELD = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,30 @@ class Example:
 
     Args:
         prompt: The text that the agent is given.
-        references: Texts that a good response resembles; may be empty.
+        references: Texts that a good response resembles; may be empty. A single text is the only
+            one of them.
         data: Whatever else the task needs (a label, a user's hidden goal), by name.
+
+    Raises:
+        TypeError: If the prompt or a reference is no text, or the data have no names.
     """
 
     prompt: str
     references: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what would only fail, or silently score nothing, when it is drawn."""
+        single = isinstance(self.references, str) or not isinstance(self.references, Iterable)
+        references: tuple[Any, ...] = (self.references,) if single else tuple(self.references)
+        if not isinstance(self.prompt, str) or not all(isinstance(r, str) for r in references):
+            raise TypeError(
+                "An Example has a text as its prompt and texts as its references, but they are "
+                f"{self.prompt!r} and {self.references!r}."
+            )
+        if not isinstance(self.data, Mapping):
+            raise TypeError(f"An Example's data must map names to values, not be {self.data!r}.")
+        object.__setattr__(self, "references", references)
 
 
 @dataclass(frozen=True)
@@ -114,8 +133,14 @@ class Task:
         max_turns: How many turns the agent has at most.
         choices: The only responses allowed (labels), or None. The agent can then say nothing else,
             and `max_new_tokens` is the longest of them.
+            `gym.make(..., choices=...)` overrides it.
+        template: The text around the prompt, "Review: {prompt} Label:", in which names in
+            braces are the prompt and what else is in `Example.data`. None: the prompt alone.
+            `gym.make(..., template=...)` overrides it.
         score_every_turn: Whether `score` is called after each turn of a conversation or only after
             the last one.
+        success_score: The least score of the last turn that makes an episode a success, or None:
+            `is_success` says. Where a score is slow, so is an `is_success` that asks for it again.
         slow_score: Whether `score` takes long, so that `agents.PPO` scores while the rollout goes
             on. It must then work when it is called from another thread.
         best_return: The mean return that the best known behaviour reaches, or None.
@@ -127,7 +152,9 @@ class Task:
     max_new_tokens: int = 64
     max_turns: int = 1
     choices: Sequence[str] | None = None
+    template: str | None = None
     score_every_turn: bool = False
+    success_score: float | None = None
     slow_score: bool = False
     best_return: float | None = None
 
@@ -144,13 +171,30 @@ class Task:
         )
 
     def prompt(self, example: Example) -> str:
-        """Return the text that the agent is given, e.g. with an instruction around the example.
+        """Return the text that the agent is given: the example's prompt in the template.
 
         Special tokens are meant as such where this method writes them, and as text where they are
-        in the example. The default is the example's prompt; in a conversation, as `format_turn`
-        writes it.
+        in the example. In a conversation it is written as `format_turn` does.
+
+        Raises:
+            ValueError: If the template names something that the example does not have.
         """
-        return self.format_turn(example.prompt) if self.max_turns > 1 else example.prompt
+        if self.template is None:
+            return self._turn(example.prompt)
+        values = {**example.data, "prompt": example.prompt}
+
+        def fill(match: re.Match[str]) -> str:
+            if match[1] not in values:
+                raise ValueError(
+                    f"The template {self.template!r} has {match[0]}, but an example only has "
+                    f"{', '.join(values)}."
+                )
+            return str(values[match[1]])
+
+        return self._turn(_FIELD.sub(fill, self.template))
+
+    def _turn(self, text: str) -> str:
+        return self.format_turn(text) if self.max_turns > 1 else text
 
     def format_turn(self, text: str) -> str:
         """Return a user's turn of a conversation as the agent reads it, with the agent's cue."""
@@ -162,7 +206,41 @@ class Task:
 
     def is_success(self, transcript: Transcript) -> bool | None:
         """Return whether the finished episode succeeded, or None if the task knows no success."""
+        if self.success_score is None:
+            return None
+        return self.score([transcript])[0] >= self.success_score
+
+    def is_well_formed(self, transcript: Transcript) -> bool | None:
+        """Return whether the response is one that the task's language or format knows.
+
+        It says nothing about how good the response is, and nothing is paid for it. A task that
+        overrides it has the measure `well_formed` in `info["observed"]`: the guard against a reward
+        that rises while the text breaks. None: that cannot be said of this example.
+        """
         return None
+
+    def check_example(self, example: Example) -> None:
+        """Refuse an example of a user's dataset that the task can do nothing with.
+
+        Raises:
+            ValueError: By default, if the example lacks the references that
+                `required_fields` asks for.
+        """
+        if "references" in self.required_fields and not example.references:
+            raise ValueError(
+                "there are no references, but the task compares responses to them: give the row "
+                "references, or leave it out."
+            )
+
+    def adapt_to(self, examples: Sequence[Example], class_names: Sequence[str] | None) -> Task:
+        """Return the task for the examples of a user's dataset; by default, it is this one.
+
+        Args:
+            examples: Those of all splits that are known.
+            class_names: What the whole numbers of the labels' column stand for, if the dataset
+                says so.
+        """
+        return self
 
     def reply(self, transcript: Transcript, rng: np.random.Generator) -> str | None:
         """Return what the user answers to the agent's last turn; None ends the conversation."""

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from agents.models.backbone import Backbone
 from agents.models.causal import CausalBackbone
 from agents.models.loading import ModelSpec, model_kind
+from agents.policies.export import tell_of_stops
 from agents.policies.masks import TokenMasks
 from agents.policies.observations import check_spaces
 from agents.policies.sampling import LOGITS_AT_A_TIME, Sampling
@@ -146,7 +147,7 @@ class TransformerPolicy(SavedPolicy):
             raise ValueError("With an adapter the critic shares the trunk: leave value_model out.")
         self._peft_config = peft_config if adapter is None else adapter.config
         if self.pretrained:
-            export.tell_of_stops(self)
+            tell_of_stops(self)
         self.head_chunk = _head_chunk(head_chunk, self.backbone.num_logits)
         self.make_critic(value_model, critic)
         self._allowed_tokens = allowed_tokens

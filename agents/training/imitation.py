@@ -23,6 +23,7 @@ from agents.rng import preserved_rng_state
 from agents.rollouts.vec_env import engine_of
 from textenvs.envs.engine import TextEngine
 from textenvs.envs.playing import Episode, ScriptedAgent, play
+from textenvs.rewards import try_terms
 
 PROCEDURE = 2  # counts the changes of `fit`, so that results of an older one are not reused
 
@@ -72,7 +73,7 @@ def demonstrations(
         layout: How turns become sequences. None: as for a causal model.
     """
     quiet = engine.with_slots(min(64, len(engine.examples)))
-    quiet.terms = []
+    quiet.terms, quiet.observed = [], []
     agent = ScriptedAgent(engine.task.demonstrate, seed)
     examples = range(len(engine.examples))
     episodes = (
@@ -126,6 +127,9 @@ def warm_start(
         return
     if learning_rate is None:
         learning_rate = 5e-5 if policy.pretrained else 1e-3
+    engine = engine_of(model.env)
+    # A reward that fails is told now, and not after the minutes that fitting takes.
+    try_terms(engine.task, [*engine.terms, *engine.observed], engine.examples[0])
     if parallel.is_main():
         with parallel.main_process_only():
             _fit_or_read(model, passes, learning_rate, batch_size, progress, cache, seed)

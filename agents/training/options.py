@@ -38,9 +38,10 @@ class RunOptions:
     tokenizer: str | None = None
     """A tokenizer's folder or hub id. Default: the model's own; for tiny the embedded one."""
     dataset: str | None = None
-    """A .jsonl, .jsonl.gz, .csv or .parquet file or a hub id. Default: the task's own data."""
+    """A .jsonl, .json, .csv, .tsv or .parquet file, a folder of the last, or a hub id. Default: the
+    task's own data."""
     eval_dataset: str | None = None
-    """What is held out. Default: the last tenth of the dataset."""
+    """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
     fields: tuple[str, ...] = ()
     """Which columns of the dataset to read, as prompt=COLUMN references=COLUMN."""
     reward: tuple[str, ...] = ()

@@ -109,7 +109,7 @@ class RunSpec(RunOptions):
         elif self.eval_dataset is not None:
             split = "train"
         else:
-            split = "train[90%:]" if held_out else "train[:90%]"
+            split = "shuffled(train)[90%:]" if held_out else "shuffled(train)[:90%]"
         return {
             "split": split,
             "tokenizer": self.tokenizer or (None if self.model == "tiny" else self.model),

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from textenvs.data.sources import load_examples, splits_of
 from textenvs.envs.prompts import Side, check_cue, fit_prompts, render_prompts
+from textenvs.rewards import RewardTerm, check_example, check_references
 from textenvs.spaces import TokenSpace
 from textenvs.task import Example, Task
 from textenvs.text.codec import TextCodec, TokenIds
@@ -121,6 +122,7 @@ def encode_task(
     max_new_tokens: int | None = None,
     truncate_prompt: Side | None = None,
     reply_tokens: int | None = None,
+    terms: Sequence[RewardTerm] = (),
 ) -> EncodedTask:
     """Load a split's examples, encode them, and choose the budgets.
 
@@ -139,17 +141,22 @@ def encode_task(
             budget; what the task puts around it stays. None: raise an error.
         reply_tokens: How long a user's reply is taken to be in tokens, for a prompt budget that is
             not given. None: 32.
+        terms: What is to score the responses: each example must have what they need.
 
     Raises:
         ValueError: If a budget is no positive integer, or too small for a prompt or a choice, or
-            the examples cannot be loaded, or the tokenizer cannot give back a choice.
+            the examples cannot be loaded or scored, or the tokenizer cannot give back a choice.
         TypeError: If choices are no texts.
     """
     if truncate_prompt not in (None, "left", "right"):
         raise ValueError(
             f"truncate_prompt must be None, 'left' or 'right', but it is {truncate_prompt!r}."
         )
-    examples = load_examples(task, dataset, fields, split)
+    # A task's own examples are its author's: only what a user's reward asks of them is checked.
+    check = partial(check_references, terms)
+    if dataset is not None:
+        check = partial(check_example, task, terms)
+    examples = load_examples(task, dataset, fields, split, check)
     check_cue(task, examples[0])
     choices = _choice_tokens(task, codec)
     new_tokens: int = _budget(

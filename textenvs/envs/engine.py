@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from textenvs.data.preparation import prepare_task
 from textenvs.envs.encoding import encode_task
 from textenvs.envs.observations import Observation, Observations
 from textenvs.envs.prompts import first_turn
@@ -21,8 +22,8 @@ from textenvs.envs.slots import Slots
 from textenvs.envs.state import check_fits
 from textenvs.envs.turns import check_ids, end_turn, rest_of_turn
 from textenvs.registration import load_task
-from textenvs.rewards import resolve_rewards, score_transcripts
-from textenvs.task import Example, Task, Transcript, Turn
+from textenvs.rewards import resolve_observed, resolve_rewards, score_turns
+from textenvs.task import Example, Task, Turn
 from textenvs.text.codec import TextCodec, TokenIds
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class TextEngine:
         fields: Which columns of the dataset hold `prompt`, `references`, ...
         split: "train", "validation", "test", or a part such as "train[:90%]".
         reward: None (the task's own) or what `textenvs.rewards.resolve_rewards` takes.
+        observe: The same, for what is scored and reported but no part of the reward.
+        choices: The only responses allowed. None: the task's, or the labels of the dataset.
+        template: The text around the prompt, as "Review: {prompt} Label:". None: the task's.
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
         truncate_prompt: Which side of an example's text to cut off where its prompt is over the
@@ -60,6 +64,7 @@ class TextEngine:
         task, split, examples: What is played.
         codec, eos_token_id, pad_token_id: How text becomes tokens.
         terms: The reward terms.
+        observed: The terms that are only observed.
         max_prompt_tokens, max_new_tokens: The budgets.
         observation_space, action_space: Those of one slot.
         deferred_scorer: None: a turn's end waits for its whole reward. Otherwise slow terms are
@@ -77,25 +82,29 @@ class TextEngine:
         fields: Mapping[str, str] | None = None,
         split: str = "train",
         reward: Any = None,
+        observe: Any = None,
+        choices: Sequence[str] | None = None,
+        template: str | None = None,
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
         truncate_prompt: Literal["left", "right"] | None = None,
         reply_tokens: int | None = None,
         stop: str | int | Sequence[str | int] | None = None,
     ) -> None:
-        self.task = load_task(task)
+        source = {"dataset": dataset, "fields": fields, "split": split}
+        self.task = prepare_task(load_task(task), **source, choices=choices, template=template)
         self.codec = _codec(tokenizer, stop)
         self.terms = resolve_rewards(reward, self.task)
+        self.observed = resolve_observed(observe, self.task, self.terms)
         self._encoded = encode_task(
             self.task,
             self.codec,
-            dataset=dataset,
-            fields=fields,
-            split=split,
+            **source,
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,
             reply_tokens=reply_tokens,
+            terms=[*self.terms, *self.observed],
         )
         self.split = split
         self.examples = self._encoded.examples
@@ -278,25 +287,18 @@ class TextEngine:
             return rewards, terminated, infos
         transcripts = [end_turn(self._encoded, self._slots, slot, rngs[slot]) for slot in slots]
         deferred = self.deferred_scorer
-        terms = [term for term in self.terms if deferred is None or not term.slow]
-        scores = {term.name: score_transcripts(term, transcripts) for term in terms}
-        for i, (slot, transcript) in enumerate(zip(slots, transcripts, strict=True)):
-            own = {name: values[i] for name, values in scores.items()}
-            infos.append((slot, self._info(slot, transcript, own)))
-            rewards[slot] = sum(own.values())
-            terminated[slot] = transcript.final
+        scored = score_turns(
+            self.task, self.terms, self.observed, transcripts, deferred=deferred is not None
+        )
+        for slot, info in zip(slots, scored, strict=True):
+            infos.append((slot, info))
+            rewards[slot] = sum(info["reward_terms"].values())
+            terminated[slot] = info["transcript"].final
+            if terminated[slot]:
+                info["example"] = self._slots.examples[slot]
         if deferred is not None:
-            deferred.defer([info for _, info in infos])
+            deferred.defer(scored)
         return rewards, terminated, infos
-
-    def _info(self, slot: int, transcript: Transcript, reward_terms: dict[str, float]) -> Info:
-        info: Info = {"transcript": transcript, "reward_terms": reward_terms}
-        if transcript.final:
-            info["example"] = self._slots.examples[slot]
-            success = self.task.is_success(transcript)
-            if success is not None:
-                info["is_success"] = bool(success)
-        return info
 
     def get_state(self) -> dict[str, Any]:
         """Return where each slot stands, as plain data without the examples and the tokenizer."""

@@ -47,7 +47,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
     the prompt budget, which a warning says, and by `max_episode_steps`.
 
     ## Information
-    At the end of a turn: `transcript` (a `Transcript`) and `reward_terms` (a number for each term).
+    At the end of a turn: `transcript` (a `Transcript`), `reward_terms` (a number for each term) and
+    `observed` (a number for each term that is only observed, if there are any for this turn).
     At the end of an episode also `example` (its index) and, if the task defines it, `is_success`.
 
     Args:
@@ -58,6 +59,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
         fields: Which columns of the dataset hold `prompt`, `references`, ...
         split: "train", "validation", "test", or a part such as "train[:90%]".
         reward: None (the task's own) or what `textenvs.rewards.resolve_rewards` takes.
+        observe: The same, for what is scored and reported but no part of the reward.
+        choices: The only responses allowed. None: the task's, or the labels of the dataset.
+        template: The text around the prompt, as "Review: {prompt} Label:". None: the task's.
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
         truncate_prompt: Which side of an example's text to cut off where its prompt is over the
@@ -82,6 +86,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
         fields: Mapping[str, str] | None = None,
         split: str = "train",
         reward: Any = None,
+        observe: Any = None,
+        choices: Sequence[str] | None = None,
+        template: str | None = None,
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
         truncate_prompt: Literal["left", "right"] | None = None,
@@ -103,6 +110,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
             fields=fields,
             split=split,
             reward=reward,
+            observe=observe,
+            choices=choices,
+            template=template,
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -114,3 +115,8 @@ def end_turn(encoded: EncodedTask, slots: Slots, slot: int, rng: np.random.Gener
             truncated = True
             warnings.warn(_TRUNCATED.format(encoded.max_prompt_tokens), stacklevel=2)
     return replace(transcript, final=True, truncated=truncated)
+
+
+def copy_info(info: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a turn's info, in which scores can be changed."""
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in info.items()}

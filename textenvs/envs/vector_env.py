@@ -18,6 +18,7 @@ from textenvs.envs.env import TextEnv
 from textenvs.envs.observations import Observation, Observations
 from textenvs.envs.rendering import render_ansi
 from textenvs.envs.state import SlotGenerators
+from textenvs.envs.turns import copy_info
 from textenvs.task import Task
 from textenvs.text.codec import TextCodec
 
@@ -42,6 +43,9 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         fields: Which columns of the dataset hold `prompt`, `references`, ...
         split: "train", "validation", "test", or a part such as "train[:90%]".
         reward: None (the task's own) or what `textenvs.rewards.resolve_rewards` takes.
+        observe: The same, for what is scored and reported but no part of the reward.
+        choices: The only responses allowed. None: the task's, or the labels of the dataset.
+        template: The text around the prompt, as "Review: {prompt} Label:". None: the task's.
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
         truncate_prompt: Which side of an example's text to cut off where its prompt is over the
@@ -66,6 +70,9 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         fields: Mapping[str, str] | None = None,
         split: str = "train",
         reward: Any = None,
+        observe: Any = None,
+        choices: Sequence[str] | None = None,
+        template: str | None = None,
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
         truncate_prompt: Literal["left", "right"] | None = None,
@@ -93,6 +100,9 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             fields=fields,
             split=split,
             reward=reward,
+            observe=observe,
+            choices=choices,
+            template=template,
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,
@@ -231,7 +241,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         self._over[stepped] = (terminated | truncated)[stepped]
         self._infos = dict(ended)
         # Copies: wrappers write into what they are given, and rendering needs it as it was.
-        infos = {slot: {**info, "reward_terms": dict(info["reward_terms"])} for slot, info in ended}
+        infos = {slot: copy_info(info) for slot, info in ended}
         return self.engine.observe(self.copy), rewards, terminated, truncated, infos
 
     def restart(

@@ -16,6 +16,7 @@ from agents import PPO, evaluate_split, warm_start
 from agents.models.layout import IGNORED, CausalLayout, sequences_of
 from agents.training.imitation import default_cache, demonstrations
 from tests.agents.helpers import gpt2, llama
+from textenvs import CallableReward
 from textenvs.task import Example, Task, Transcript, Turn
 from textenvs.text.loading import embedded_tokenizer
 
@@ -209,6 +210,26 @@ def test_only_models_of_transformers_are_fitted() -> None:
     model.policy.backbone = th.nn.Linear(1, 1)
     with pytest.raises(TypeError, match="but the policy's is a Linear"):
         warm_start(model, passes=1, progress=False, cache=False)
+
+
+class Broken(Spell):
+    def score(self, transcripts: Sequence[Transcript]) -> list[float]:
+        raise KeyError("no model")
+
+
+def test_a_reward_that_fails_does_so_before_the_fitting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("agents.training.fitting"), "fit", pytest.fail)
+    with pytest.raises(ValueError, match=r"(?s)'task' failed with KeyError: .*raise KeyError\("):
+        warm_start(agent(Broken), passes=1, progress=False, cache=False)
+    observed = agent(Spell, observe=CallableReward(lambda ts: [np.nan] * len(ts), name="odd"))
+    with pytest.raises(ValueError, match="'odd' returned nan"):
+        warm_start(observed, passes=1, progress=False, cache=False)
+
+
+def test_demonstrations_are_not_scored() -> None:
+    engine = agent(Broken).env.get_attr("engine")[0]
+    engine.observed = [CallableReward(Broken().score)]
+    assert len(demonstrations(engine, 1)) == 20
 
 
 def test_imitation_is_learned() -> None:

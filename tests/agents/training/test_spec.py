@@ -59,7 +59,7 @@ def test_config_is_read_back() -> None:
     ("data", "train", "held_out"),
     [
         ({}, (None, "train"), (None, "test")),
-        ({"dataset": "a"}, ("a", "train[:90%]"), ("a", "train[90%:]")),
+        ({"dataset": "a"}, ("a", "shuffled(train)[:90%]"), ("a", "shuffled(train)[90%:]")),
         ({"dataset": "a", "eval_dataset": "b"}, ("a", "train"), ("b", "train")),
     ],
 )

@@ -134,6 +134,10 @@ class Booking(Task):
         """Return the built-in users of one split."""
         return split_examples(_all_examples(), split)
 
+    def check_example(self, example: Example) -> None:
+        """Refuse an example whose goal lacks a slot, or has a value that there is not."""
+        current_goal(Transcript(example, (Turn("user", example.prompt),)))
+
     def reply(self, transcript: Transcript, rng: np.random.Generator) -> str | None:
         """Return the user's answer, which depends on nothing but the conversation."""
         if is_booking(transcript.response):
