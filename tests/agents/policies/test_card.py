@@ -34,7 +34,7 @@ def test_the_card_tells_the_training_and_its_code_runs(
     for row in (
         "| task | TextGen |",
         "| environment | TextGen-v0 |",
-        "| reward | task x 1, length_penalty x 1 |",
+        "| reward | task x 1, length_penalty x 0.01 |",
         "| algorithm | PPO |",
         "| learning rate | 0.003 |",
         "| kl_coef | 0.1 |",
