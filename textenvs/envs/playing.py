@@ -28,6 +28,8 @@ class Episode:
         transcript: The whole conversation.
         reward: The return: the sum of all rewards, undiscounted.
         reward_terms: The sum of each reward term.
+        observed: The mean of each observed term over the turns that it has scored.
+        observed_turns: How many they are.
         is_success: Whether it succeeded, if the task knows success.
     """
 
@@ -36,6 +38,8 @@ class Episode:
     transcript: Transcript | None = None
     reward: float = 0.0
     reward_terms: dict[str, float] = field(default_factory=dict)
+    observed: dict[str, float] = field(default_factory=dict)
+    observed_turns: dict[str, int] = field(default_factory=dict)
     is_success: bool | None = None
 
 
@@ -141,3 +145,7 @@ def _record(episode: Episode, turn: tuple[TokenIds, TokenIds], info: Info) -> No
     for name, value in info["reward_terms"].items():
         episode.reward += value
         episode.reward_terms[name] = episode.reward_terms.get(name, 0.0) + value
+    for name, value in info.get("observed", {}).items():
+        count = episode.observed_turns[name] = episode.observed_turns.get(name, 0) + 1
+        mean = episode.observed.get(name, 0.0)
+        episode.observed[name] = mean + (value - mean) / count
