@@ -18,40 +18,56 @@ MINIMUMS = {
     "warm_start": 0,
     "warm_start_batch_size": 1,
     "lora_rank": 0,
+    "eval_freq": 0,
+    "patience": 1,
     "checkpoint_freq": 0,
     "trace_episodes": 0,
 }
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run may be told, in Python and on the command line; see `RunSpec`."""
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is read and what is rewarded, in training and in evaluation."""
 
-    env: Annotated[Positional[str], tyro.conf.arg(metavar="[ENV]")] = ""
-    """A registered id such as TextGen-v0 (see `textenvs list`), or package.module:Task."""
-    timesteps: int = 131_072
-    """Tokens to train on."""
-    algo: str = "ppo"
-    """The algorithm: ppo, a2c or reinforce."""
-    model: str = "tiny"
-    """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
     tokenizer: str | None = None
     """A tokenizer's folder or hub id. Default: the model's own; for tiny the embedded one."""
     dataset: str | None = None
     """A .jsonl, .json, .csv, .tsv or .parquet file, a folder of the last, or a hub id. Default: the
     task's own data."""
-    eval_dataset: str | None = None
-    """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
     fields: tuple[str, ...] = ()
     """Which columns of the dataset to read, as prompt=COLUMN references=COLUMN."""
+    template: str | None = None
+    """The prompt around the columns, such as "Review: {prompt}\\nLabel:". Default: the task's."""
+    choices: tuple[str, ...] = ()
+    """The only responses allowed, such as negative positive. Default: the task's."""
     reward: tuple[str, ...] = ()
     """Rewards by name, or package.module:function; weights as 0.5*NAME. Default: the task's."""
+    observe: tuple[str, ...] = ()
+    """Rewards that are measured and logged without being paid for, by name or
+    package.module:function: the guard against reward hacking."""
     max_prompt_tokens: int | None = None
     """Default: the longest prompt's length."""
     max_new_tokens: int | None = None
     """Default: the task's."""
     truncate_prompt: Literal["left", "right"] | None = None
     """Which side of a prompt over the budget to cut off. Default: that is an error."""
+
+
+@dataclass(frozen=True)
+class RunOptions(DataOptions):
+    """What a run may be told, in Python and on the command line; see `RunSpec`."""
+
+    env: Annotated[Positional[str], tyro.conf.arg(metavar="[ENV]")] = ""
+    """A registered id such as TextGen-v0 (see `textenvs list`), package.module:Name-v0, which is
+    registered by that module, or package.module:Task."""
+    timesteps: int = 131_072
+    """Tokens to train on."""
+    algo: str = "ppo"
+    """The algorithm: ppo, a2c or reinforce."""
+    model: str = "tiny"
+    """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
+    eval_dataset: str | None = None
+    """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
     warm_start: int = 8
     """How often to imitate the demonstrations before training. 0: not at all."""
     warm_start_learning_rate: float | None = None
@@ -128,6 +144,13 @@ class RunOptions:
     """cpu, cuda, ..."""
     eval_examples: int = 256
     """How many held-out examples to play before and after, at most."""
+    eval_freq: int = 0
+    """Tokens between two evaluations on the held-out examples while training; the best model is
+    kept in best_model. 0: none."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a new best. Default: never."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where the log goes besides progress.csv: tensorboard, wandb, trackio."""
     checkpoint_freq: int = 16_384
     """Tokens between two checkpoints, which --resume goes on from. 0: none."""
     trace_episodes: int = 4

@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from agents import PPO, RunSpec
 from agents.cli.train import Train
-from agents.training.registry import ALGORITHMS
+from agents.training.registry import ALGORITHMS, algorithm_options, policy_options
 
 # What `textenvs train` had written into config.json before there was a RunSpec.
 OLD_CONFIG = """
@@ -111,14 +111,61 @@ def test_every_option_leads_somewhere() -> None:
         "batch_size": 16,
         "seed": 9,
     }
-    used = {*algorithm, *algorithm["policy_kwargs"], *spec.env_kwargs()}
-    of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples"}
-    of_the_run |= {"checkpoint_freq", "trace_episodes"}
+    # An option is the algorithm's or the policy's by its name, or is given to the environment; the
+    # rest are the run's own.
+    data = RunSpec("TextGen-v0", template="{prompt}:", choices=("a",), observe=("chrf",))
+    used = {*algorithm_options(), *policy_options(), *data.env_kwargs()}
+    of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples", "eval_freq", "patience"}
+    of_the_run |= {"checkpoint_freq", "trace_episodes", "report_to"}
     renamed = {"lora_rank", "eval_dataset", "warm_start"}
     renamed |= {"warm_start_learning_rate", "warm_start_batch_size"}
-    assert {field.name for field in fields(RunSpec)} == (
-        used - {"policy_kwargs", "split", "peft_config"} | of_the_run | renamed
+    names = {field.name for field in fields(RunSpec)}
+    assert names <= used | of_the_run | renamed
+    assert {*algorithm} - {"policy_kwargs"} == names & algorithm_options() - {
+        name for name in names if getattr(spec, name) is None
+    }
+
+
+def test_options_that_only_an_environment_takes() -> None:
+    spec = RunSpec("TextGen-v0", template="{prompt}:", choices=("yes", "no"), observe=("chrf",))
+    kwargs = spec.env_kwargs(held_out=True)
+    assert (kwargs["template"], kwargs["choices"]) == ("{prompt}:", ("yes", "no"))
+    assert kwargs["observe"] == ["chrf"]
+    # They are left out where they were not given: the task says.
+    assert not {"template", "choices", "observe"} & RunSpec("TextGen-v0").env_kwargs().keys()
+
+
+def test_option_left_at_none_is_the_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = RunSpec("TextGen-v0", target_kl=None, kl_target=2.0).algorithm_kwargs()
+    assert "target_kl" not in options and options["kl_target"] == 2.0
+    rate: Any = None
+    assert "learning_rate" not in RunSpec("TextGen-v0", learning_rate=rate).algorithm_kwargs()
+
+
+def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text("")
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "tiny").mkdir()  # a name of ours, whatever lies about
+    spec = RunSpec("TextGen-v0", dataset="data.jsonl", eval_dataset="./data.jsonl")
+    config = spec.to_config()
+    assert config["dataset"] == config["eval_dataset"] == str(tmp_path / "data.jsonl")
+    assert (config["model"], config["tokenizer"]) == ("tiny", None)
+    config = replace(spec, model="models/mine", tokenizer="gpt2").to_config()
+    assert (config["model"], config["tokenizer"]) == (str(tmp_path / "models/mine"), "gpt2")
+    # However it is written, it is the same run.
+    saved = RunSpec.from_config(spec.to_config())
+    monkeypatch.chdir(tmp_path / "models")
+    saved.check_resumes(
+        replace(spec, dataset="../data.jsonl", eval_dataset=str(tmp_path / "data.jsonl")), "run"
     )
+
+
+def test_unknown_options_name_the_nearest() -> None:
+    with pytest.raises(TypeError, match="has no option 'max_new_token': did you mean 'max_new_to"):
+        RunSpec("TextGen-v0", max_new_token=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"no option 'zzz': it has .*timesteps"):
+        RunSpec("TextGen-v0", zzz=1)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +183,8 @@ def test_every_option_leads_somewhere() -> None:
         ({"fields": ("prompt",)}, "^fields takes NAME=COLUMN"),
         ({"reward": ("x*bleu",)}, "^reward takes NAME or WEIGHT"),
         ({"reward": "bleu"}, "^reward takes a tuple of strings, but it is 'bleu'"),
+        ({"observe": "bleu"}, "^observe takes a tuple of strings, but it is 'bleu'"),
+        ({"choices": "yes"}, "^choices takes a tuple of strings, but it is 'yes'"),
     ],
 )
 def test_mistakes(options: dict[str, Any], message: str) -> None:
