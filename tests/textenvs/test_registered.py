@@ -141,6 +141,7 @@ def test_native_equals_gymnasium_sync(
     task = BUILTIN_TASKS[env_id]
     kwargs: dict[str, Any] = {"tokenizer": tokenizer, "max_new_tokens": BUDGET}
     kwargs["dataset"] = load_task(task).examples("test")
+    kwargs["reply_tokens"] = 100  # so that no conversation is too long for its budget
 
     def single() -> gym.Env[Any, Any]:
         env = TextEnv(task, **kwargs)
@@ -173,6 +174,7 @@ def test_native_equals_gymnasium_sync(
 def test_native_equals_single_envs(env_id: str, tokenizer: str | None) -> None:
     """The same without Gymnasium's vector envs in between."""
     kwargs: dict[str, Any] = {"tokenizer": tokenizer, "max_new_tokens": BUDGET}
+    kwargs["reply_tokens"] = 100
     native = gym.make_vec(env_id, num_envs=SLOTS, autoreset_mode="Disabled", **kwargs)
     singles = [gym.make(env_id, **kwargs) for _ in range(SLOTS)]
     batch, _ = native.reset(seed=11)
