@@ -5,13 +5,15 @@ A task works on text alone. Tokens, budgets, seeding and autoreset belong to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+_FIELD = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,30 @@ class Example:
 
     Args:
         prompt: The text that the agent is given.
-        references: Texts that a good response resembles; may be empty.
+        references: Texts that a good response resembles; may be empty. A single text is the only
+            one of them.
         data: Whatever else the task needs (a label, a user's hidden goal), by name.
+
+    Raises:
+        TypeError: If the prompt or a reference is no text, or the data have no names.
     """
 
     prompt: str
     references: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what would only fail, or silently score nothing, when it is drawn."""
+        single = isinstance(self.references, str) or not isinstance(self.references, Iterable)
+        references: tuple[Any, ...] = (self.references,) if single else tuple(self.references)
+        if not isinstance(self.prompt, str) or not all(isinstance(r, str) for r in references):
+            raise TypeError(
+                "An Example has a text as its prompt and texts as its references, but they are "
+                f"{self.prompt!r} and {self.references!r}."
+            )
+        if not isinstance(self.data, Mapping):
+            raise TypeError(f"An Example's data must map names to values, not be {self.data!r}.")
+        object.__setattr__(self, "references", references)
 
 
 @dataclass(frozen=True)
@@ -43,11 +62,19 @@ class Transcript:
 
     Args:
         example: The example that the episode is about.
-        turns: The conversation so far. It starts with the example's prompt as the user's turn and
-            ends with the agent's response, so a single-turn task has two.
+        turns: The conversation so far. It starts with what the agent was given (`Task.prompt`) as
+            the user's turn and ends with the agent's response, so a single-turn task has two. What
+            `Task.format_turn` puts around each turn of a conversation is left out.
         response_tokens: How many tokens the last response took, EOS included.
-        stopped: True if the agent ended the response with EOS, False if the budget ran out.
+        stopped: True if the agent ended the response, with EOS or another stop; False if the budget
+            ran out.
         final: True if this turn ended the episode.
+        truncated: True if it ended the episode only because the conversation no longer fits the
+            prompt budget.
+        references: The example's references as the tokenizer gives them back, without surrounding
+            white space: what a response can be. None: without surrounding white space.
+        raw_response: The last response with its white space and its special tokens, but for the
+            stop token that ended it. None: as in `turns`.
     """
 
     example: Example
@@ -55,26 +82,32 @@ class Transcript:
     response_tokens: int = 0
     stopped: bool = True
     final: bool = True
+    truncated: bool = False
+    references: tuple[str, ...] = None  # type: ignore[assignment]
+    raw_response: str = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Fill in what was left out."""
+        if self.references is None:
+            stripped = tuple(text.strip() for text in self.example.references)
+            object.__setattr__(self, "references", stripped)
+        if self.raw_response is None:
+            object.__setattr__(self, "raw_response", self.turns[-1].text if self.turns else "")
 
     @property
     def prompt(self) -> str:
-        """The example's prompt: the first thing that the agent was given."""
+        """The first thing that the agent was given, as it was read."""
         return self.turns[0].text
 
     @property
     def response(self) -> str:
         """What the agent said last, without surrounding white space."""
-        return self.turns[-1].text
+        return self.turns[-1].text.strip()
 
     @property
     def responses(self) -> tuple[str, ...]:
         """Everything that the agent said, turn by turn."""
         return tuple(turn.text for turn in self.turns if turn.role == "agent")
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        """The example's references."""
-        return self.example.references
 
     def __str__(self) -> str:
         """The conversation, a line a turn."""
@@ -98,10 +131,16 @@ class Task:
         max_prompt_tokens: The prompt budget in tokens. None: as long as the longest prompt.
         max_new_tokens: The response budget in tokens, for each turn. EOS counts.
         max_turns: How many turns the agent has at most.
-        choices: The only responses allowed (labels), or None. The agent is then confined to the
-            tokens that they are made of and `max_new_tokens` is the longest of them.
+        choices: The only responses allowed (labels), or None. The agent can then say nothing else,
+            and `max_new_tokens` is the longest of them.
+            `gym.make(..., choices=...)` overrides it.
+        template: The text around the prompt, "Review: {prompt} Label:", in which names in
+            braces are the prompt and what else is in `Example.data`. None: the prompt alone.
+            `gym.make(..., template=...)` overrides it.
         score_every_turn: Whether `score` is called after each turn of a conversation or only after
             the last one.
+        success_score: The least score of the last turn that makes an episode a success, or None:
+            `is_success` says. Where a score is slow, so is an `is_success` that asks for it again.
         slow_score: Whether `score` takes long, so that `agents.PPO` scores while the rollout goes
             on. It must then work when it is called from another thread.
         best_return: The mean return that the best known behaviour reaches, or None.
@@ -113,9 +152,16 @@ class Task:
     max_new_tokens: int = 64
     max_turns: int = 1
     choices: Sequence[str] | None = None
+    template: str | None = None
     score_every_turn: bool = False
+    success_score: float | None = None
     slow_score: bool = False
     best_return: float | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Task:
+        # Environments share a task: its methods are pure functions, and what it may hold besides,
+        # such as a model or a lock, must not be copied or cannot be.
+        return self
 
     def examples(self, split: str) -> Sequence[Example]:
         """Return the task's own data of one split ("train", "validation" or "test")."""
@@ -125,8 +171,34 @@ class Task:
         )
 
     def prompt(self, example: Example) -> str:
-        """Return the text that the agent is given, e.g. with an instruction around the example."""
-        return example.prompt
+        """Return the text that the agent is given: the example's prompt in the template.
+
+        Special tokens are meant as such where this method writes them, and as text where they are
+        in the example. In a conversation it is written as `format_turn` does.
+
+        Raises:
+            ValueError: If the template names something that the example does not have.
+        """
+        if self.template is None:
+            return self._turn(example.prompt)
+        values = {**example.data, "prompt": example.prompt}
+
+        def fill(match: re.Match[str]) -> str:
+            if match[1] not in values:
+                raise ValueError(
+                    f"The template {self.template!r} has {match[0]}, but an example only has "
+                    f"{', '.join(values)}."
+                )
+            return str(values[match[1]])
+
+        return self._turn(_FIELD.sub(fill, self.template))
+
+    def _turn(self, text: str) -> str:
+        return self.format_turn(text) if self.max_turns > 1 else text
+
+    def format_turn(self, text: str) -> str:
+        """Return a user's turn of a conversation as the agent reads it, with the agent's cue."""
+        return f"User: {text}\nAgent:"
 
     def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
         """Return one reward for each finished transcript, in order."""
@@ -134,7 +206,41 @@ class Task:
 
     def is_success(self, transcript: Transcript) -> bool | None:
         """Return whether the finished episode succeeded, or None if the task knows no success."""
+        if self.success_score is None:
+            return None
+        return self.score([transcript])[0] >= self.success_score
+
+    def is_well_formed(self, transcript: Transcript) -> bool | None:
+        """Return whether the response is one that the task's language or format knows.
+
+        It says nothing about how good the response is, and nothing is paid for it. A task that
+        overrides it has the measure `well_formed` in `info["observed"]`: the guard against a reward
+        that rises while the text breaks. None: that cannot be said of this example.
+        """
         return None
+
+    def check_example(self, example: Example) -> None:
+        """Refuse an example of a user's dataset that the task can do nothing with.
+
+        Raises:
+            ValueError: By default, if the example lacks the references that
+                `required_fields` asks for.
+        """
+        if "references" in self.required_fields and not example.references:
+            raise ValueError(
+                "there are no references, but the task compares responses to them: give the row "
+                "references, or leave it out."
+            )
+
+    def adapt_to(self, examples: Sequence[Example], class_names: Sequence[str] | None) -> Task:
+        """Return the task for the examples of a user's dataset; by default, it is this one.
+
+        Args:
+            examples: Those of all splits that are known.
+            class_names: What the whole numbers of the labels' column stand for, if the dataset
+                says so.
+        """
+        return self
 
     def reply(self, transcript: Transcript, rng: np.random.Generator) -> str | None:
         """Return what the user answers to the agent's last turn; None ends the conversation."""
@@ -142,7 +248,7 @@ class Task:
 
     def format_reply(self, reply: str) -> str:
         """Return the text that is put between the agent's last response and its next one."""
-        return f"\nUser: {reply}\nAgent:"
+        return f"\n{self.format_turn(reply)}"
 
     def demonstrate(self, example: Example, turns: Sequence[Turn], rng: np.random.Generator) -> str:
         """Return a response worth imitating before any reward is known (used for warm starts).

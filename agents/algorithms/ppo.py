@@ -18,6 +18,7 @@ from agents.learning.losses import (
     LossTerm,
     ValueLoss,
 )
+from agents.models.loading import ModelKind
 
 TEXT_DEFAULTS: dict[str, Any] = {
     "learning_rate": LinearSchedule(3e-4, 0.0, 1.0),
@@ -80,14 +81,25 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
             called, so after a warm start; with LoRA, the model without its adapter.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation, less
             the mean before and plus the mean after, so that the mean stays.
-        whole_episodes: Whether to learn nothing from what the end of a rollout leaves of an
-            episode, instead of trusting the critic's value of it. For episodes that are short to
-            `n_steps`: a critic that knows nothing yet makes what is cut off look bad.
+        whole_episodes: Whether to learn from complete episodes alone, instead of trusting the
+            critic's value of what the end of a rollout cuts. What is cut is kept and learned when
+            the episode has ended, with its own log-probabilities.
         episodes_per_slot: Collect so many whole episodes from each environment between updates,
             instead of `n_steps` tokens; environments that have had theirs leave the batch. For
             environments made by `gym.make_vec`, without wrappers.
         micro_batch_size: Compute a minibatch's gradient in parts of at most so many tokens (one
             sequence at least), to hold less at a time; the result is the same. None: at once.
+        whiten_floor: The least standard deviation that whitening divides by, of rewards and
+            advantages alike, so that noise is not blown up where all episodes earn the same.
+        fit_critic: Whether a new value head is fitted to the returns of the first rollout, by least
+            squares, before there are advantages.
+        critic_warmup: So many updates at the beginning train the critic's own parameters alone.
+        vf_learning_rate: The learning rate of the critic's own parameters (its head, and its model
+            if it has one): a number or a function of the remaining progress. None: as the actor's.
+        vf_detach: Whether the value loss leaves the trunk alone that actor and critic share.
+        gae_lambda_vf: The lambda of the returns that the critic learns. None: `gae_lambda`.
+        gae_length_alpha: Advantages take the lambda 1 - 1 / (alpha l) for an episode of l tokens
+            (Yuan et al., "VAPO", 2025), and returns `gae_lambda_vf`. None: `gae_lambda` for all.
 
     Raises:
         ValueError: For arguments that make no sense together; for what the policy finds wrong
@@ -95,6 +107,7 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
     """
 
     text_defaults: ClassVar[dict[str, Any]] = TEXT_DEFAULTS
+    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 3e-5, "adapter": 3e-4}
     # Ctrl-C ends all ranks at the same place.
     learn = parallel.interrupted_together()(stable_baselines3.PPO.learn)
 

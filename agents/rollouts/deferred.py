@@ -16,6 +16,8 @@ from agents.rollouts.vec_env import GymnasiumVecEnv
 from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.rewards.deferred import DeferredScorer
 
+# What else an info has only when its slow terms are known.
+FILLED_LATER = ("observed", "is_success")
 # Takes in a step's infos of some slots, and which of these slots' episodes ended.
 Record = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_]], None]
 
@@ -51,7 +53,7 @@ class DeferredRewards:
         self._returns = self._monitor.episode_returns.copy()
         self._steps: list[_Step] = []
         self._engine = env.venv.env.engine
-        self._scorer = DeferredScorer(self._engine.terms, env.num_envs)
+        self._scorer = DeferredScorer(self._engine.terms, env.num_envs, self._engine.observed)
         self._engine.deferred_scorer = self._scorer
 
     @property
@@ -72,7 +74,7 @@ class DeferredRewards:
 
     def resolve(self, buffer: SequenceRolloutBuffer) -> None:
         """Wait for the scores and enter them: each step's as if it had just been made."""
-        scored = {id(info["transcript"]): info["reward_terms"] for info in self._scorer.resolve()}
+        scored = {id(info["transcript"]): info for info in self._scorer.resolve()}
         self.close()
         returns = self._returns
         for step in self._steps:
@@ -82,7 +84,9 @@ class DeferredRewards:
                     # In the very roundings of a step that waits; and whatever else was paid stays.
                     other = float(step.rewards[slot]) - float(np.float32(sum(terms.values())))
                     terms.clear()
-                    terms.update(scored[id(info["transcript"])])
+                    complete = scored[id(info["transcript"])]
+                    terms.update(complete["reward_terms"])
+                    info.update({k: complete[k] for k in FILLED_LATER if k in complete})
                     step.rewards[slot] = other + sum(terms.values())
                     buffer.rewards[step.places[slot], slot] = step.rewards[slot]
             returns += step.rewards
@@ -125,10 +129,12 @@ def _defers(env: VecEnv) -> bool:
 
     A monitor's file has been written by the time that the scores are known.
     """
-    return (
+    if not (
         type(env) is VecMonitor
         and env.results_writer is None
         and type(env.venv) is GymnasiumVecEnv
         and isinstance(env.venv.env, TextVectorEnv)
-        and any(term.slow for term in env.venv.env.engine.terms)
-    )
+    ):
+        return False
+    engine = env.venv.env.engine
+    return any(term.slow for term in [*engine.terms, *engine.observed])

@@ -30,6 +30,7 @@ def add_turn(metrics: TurnMetrics, info: dict[str, Any], window: int) -> None:
     if not isinstance(transcript, Transcript):
         return
     values = {
+        **{f"rollout/{name}": value for name, value in info.get("observed", {}).items()},
         "rollout/response_length": transcript.response_tokens,
         "rollout/eos_rate": transcript.stopped,
         **{f"reward/{name}": value for name, value in info.get("reward_terms", {}).items()},

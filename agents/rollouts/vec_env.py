@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, TypeGuard, cast
 
@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import NormalizeReward
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
 
 from textenvs.envs.engine import TextEngine
@@ -119,11 +120,21 @@ class GymnasiumVecEnv(VecEnv):
                 split[slot]["terminal_observation"] = _row(observations, int(slot))
             split[slot]["TimeLimit.truncated"] = bool(truncated[slot] and not terminated[slot])
         if dones.any() and not self._same_step:
-            observations, infos = self.env.reset(options={"reset_mask": dones})
+            observations, infos = self._reset_some(dones)
             for i, info in enumerate(self._split(infos)):
                 if dones[i]:
                     self.reset_infos[i] = info
         return self._own(observations), np.array(rewards, dtype=np.float32), dones, split
+
+    def _reset_some(self, slots: npt.NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
+        """Reset the slots of a mask, (num_envs,)."""
+        # NormalizeReward forgets the returns of all slots in a partial reset, too.
+        wrappers = [layer for layer in _layers(self.env) if isinstance(layer, NormalizeReward)]
+        returns = [layer.accumulated_reward.copy() for layer in wrappers]
+        observations, infos = self.env.reset(options={"reset_mask": slots})
+        for layer, before in zip(wrappers, returns, strict=True):
+            layer.accumulated_reward[~slots] = before[~slots]
+        return observations, infos
 
     def _step_native(self, env: TextVectorEnv) -> VecEnvStepReturn:
         slots = None if self._active is None else np.flatnonzero(self._active)
@@ -181,11 +192,7 @@ class GymnasiumVecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
         """Return whether the vector environment is inside such a wrapper."""
-        layer: Any = self.env
-        found = isinstance(layer, wrapper_class)
-        while isinstance(layer, gym.vector.VectorWrapper) and not found:
-            layer = layer.env
-            found = isinstance(layer, wrapper_class)
+        found = any(isinstance(layer, wrapper_class) for layer in _layers(self.env))
         return [found] * len(list(self._get_indices(indices)))
 
     def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
@@ -225,6 +232,14 @@ class GymnasiumVecEnv(VecEnv):
             if mask is None or mask[slot]:
                 own[key] = self._nested(batch, slot) if isinstance(batch, dict) else batch[slot]
         return own
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """Yield a vector environment's wrappers, the outermost first, and the environment inside."""
+    yield env
+    while isinstance(env, gym.vector.VectorWrapper):
+        env = env.env
+        yield env
 
 
 def _is_native(env: Any) -> TypeGuard[TextVectorEnv]:

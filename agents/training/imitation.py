@@ -23,6 +23,7 @@ from agents.rng import preserved_rng_state
 from agents.rollouts.vec_env import engine_of
 from textenvs.envs.engine import TextEngine
 from textenvs.envs.playing import Episode, ScriptedAgent, play
+from textenvs.rewards import try_terms
 
 PROCEDURE = 2  # counts the changes of `fit`, so that results of an older one are not reused
 
@@ -72,7 +73,7 @@ def demonstrations(
         layout: How turns become sequences. None: as for a causal model.
     """
     quiet = engine.with_slots(min(64, len(engine.examples)))
-    quiet.terms = []
+    quiet.terms, quiet.observed = [], []
     agent = ScriptedAgent(engine.task.demonstrate, seed)
     examples = range(len(engine.examples))
     episodes = (
@@ -126,11 +127,12 @@ def warm_start(
         return
     if learning_rate is None:
         learning_rate = 5e-5 if policy.pretrained else 1e-3
+    engine = engine_of(model.env)
+    # A reward that fails is told now, and not after the minutes that fitting takes.
+    try_terms(engine.task, [*engine.terms, *engine.observed], engine.examples[0])
     if parallel.is_main():
         with parallel.main_process_only():
             _fit_or_read(model, passes, learning_rate, batch_size, progress, cache, seed)
-    if policy.backbone.adapter is not None:
-        policy.backbone.adapter.fold()
     policy.copy_actor_to_critic()
     parallel.broadcast(policy)
     policy.set_training_mode(False)
@@ -146,7 +148,7 @@ def _fit_or_read(
     cache: bool | Path,
     seed: int,
 ) -> None:
-    """Give a model's actor the weights that `warm_start` describes, but for folding an adapter."""
+    """Give a model's actor the weights that `warm_start` describes."""
     policy = model.policy
     data = demonstrations(engine_of(model.env), passes, seed, policy.backbone.layout)
     adapter = policy.backbone.adapter
@@ -156,6 +158,7 @@ def _fit_or_read(
         "batch_size": batch_size,
         "warmup_steps": min(20, len(data) // batch_size // 10),
         "seed": seed,
+        "precision": "no" if policy.backbone.autocast is None else "bf16",
         "adapter": None if adapter is None else adapter.config.to_dict(),
     }
     network = policy.backbone.model

@@ -32,7 +32,8 @@ class DataOptions:
     tokenizer: str | None = None
     """A tokenizer's folder or hub id. Default: the model's own; for tiny the embedded one."""
     dataset: str | None = None
-    """A .jsonl, .jsonl.gz, .csv or .parquet file or a hub id. Default: the task's own data."""
+    """A .jsonl, .json, .csv, .tsv or .parquet file, a folder of the last, or a hub id. Default: the
+    task's own data."""
     fields: tuple[str, ...] = ()
     """Which columns of the dataset to read, as prompt=COLUMN references=COLUMN."""
     template: str | None = None
@@ -66,7 +67,7 @@ class RunOptions(DataOptions):
     model: str = "tiny"
     """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
     eval_dataset: str | None = None
-    """What is held out. Default: the last tenth of the dataset."""
+    """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
     warm_start: int = 8
     """How often to imitate the demonstrations before training. 0: not at all."""
     warm_start_learning_rate: float | None = None
@@ -79,12 +80,12 @@ class RunOptions(DataOptions):
     """Whole episodes from each slot between updates, instead of n-steps tokens."""
     n_steps: int = 128
     """Tokens from each episode slot between updates."""
-    batch_size: int = 1024
-    """Tokens to a minibatch."""
+    batch_size: int | None = None
+    """Tokens to a minibatch. Default: the algorithm's; for ppo 1,024, or the whole rollout."""
     n_epochs: int = 4
     """Passes over each rollout."""
-    learning_rate: float = 3e-4
-    """At the start; it falls to 0 linearly."""
+    learning_rate: float | None = None
+    """At the start; it falls to 0 linearly. Default: the algorithm's, for the kind of model."""
     kl_coef: float = 0.05
     """What a nat of KL to the warm-started model costs."""
     kl_target: float | None = None
@@ -103,6 +104,18 @@ class RunOptions(DataOptions):
     """End an update's epochs when the KL to the policy before it exceeds 1.5 times this."""
     gae_lambda: float = 0.95
     """Lambda of the advantage estimation."""
+    gae_lambda_vf: float | None = None
+    """Lambda of the returns that the critic learns. Default: gae-lambda."""
+    gae_length_alpha: float | None = None
+    """Let lambda grow with an episode's length l: 1 - 1 / (alpha l)."""
+    vf_learning_rate: float | None = None
+    """The critic's own, at the start; it falls to 0 linearly. Default: the actor's."""
+    vf_detach: bool = False
+    """Let the value loss leave the trunk alone that actor and critic share."""
+    critic_warmup: int = 0
+    """So many updates at the beginning train the critic alone."""
+    whiten_floor: float = 0.1
+    """The least standard deviation that whitening divides by."""
     temperature: float = 1.0
     """Of the sampling, in training and in evaluation."""
     top_k: int = 0
@@ -112,7 +125,7 @@ class RunOptions(DataOptions):
     whiten_rewards: bool = False
     """Divide each rollout's rewards by their standard deviation."""
     whole_episodes: bool = False
-    """Learn nothing from what the end of a rollout leaves of an episode."""
+    """Learn from complete episodes alone; what a rollout's end cuts goes on in the next one."""
     value_model: str | None = None
     """A model of the critic's own: copy, tiny, or a folder or hub id. Default: the actor's."""
     lora_rank: int = 0

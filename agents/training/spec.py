@@ -131,7 +131,7 @@ class RunSpec(RunOptions):
         elif self.eval_dataset is not None:
             split = "train"
         else:
-            split = "train[90%:]" if held_out else "train[:90%]"
+            split = "shuffled(train)[90%:]" if held_out else "shuffled(train)[:90%]"
         given = {
             "template": self.template,
             "choices": tuple(strings(self.choices, self.spell("choices"))),

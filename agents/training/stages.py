@@ -25,6 +25,7 @@ from agents.files import (
     write_json,
     write_jsonl,
 )
+from agents.policies.export import write_card
 from agents.rollouts.traces import TraceCallback, drop_traces
 from agents.rollouts.vec_env import engine_of
 from agents.training.checkpoints import CheckpointCallback, check_finite
@@ -209,6 +210,9 @@ def _to_the_end(
     write_jsonl(folder / AFTER, evaluation.records())
     before, after = summarize(read_jsonl(folder / BEFORE)), evaluation.summary()
     say(f"Mean held-out reward after: {reward_text(after, spec.own_reward)}")
+    results = {"held-out reward before": reward_text(before, spec.own_reward)}
+    results["held-out reward after"] = reward_text(after, spec.own_reward)
+    write_card(model.policy, folder / MODEL, results)
     model.logger.close()
     summary = {
         "env_id": spec.env_id,

@@ -97,8 +97,19 @@ def test_examples_and_a_function() -> None:
     assert [len(split) for split in splits] == [32, 4, 4]
     assert {e.prompt for split in splits for e in split} == {e.prompt for e in NUMBERS}
     check_text_env(gym.make("Plain-v0"))
-    few = FunctionTask(NUMBERS[:3], exact)
+    with pytest.warns(UserWarning, match="of 3 examples, fewer than 20, has the same ones for"):
+        few = FunctionTask(NUMBERS[:3], exact)
     assert few.examples("train") == few.examples("test") == tuple(NUMBERS[:3])
+
+
+def test_a_function_may_tell_what_a_success_is_and_a_template_what_is_read() -> None:
+    register_task(
+        "Told-v0", examples=NUMBERS, score=exact, success_score=1.0, template="Go on: {prompt}"
+    )
+    env: Any = gym.make("Told-v0")
+    env.reset(seed=0, options={"example": 0})
+    assert env.unwrapped.task.prompt(NUMBERS[0]) == "Go on: 0 1"
+    assert env.step(EOS)[4]["is_success"] is False
 
 
 def test_a_time_limit_is_registered_for_single_and_vectorised() -> None:
@@ -118,6 +129,8 @@ def test_bad_registrations() -> None:
         register_task("X-v0", score=exact)
     with pytest.raises(TypeError, match="has no attribute 'max_tokens'"):
         register_task("X-v0", examples=NUMBERS, score=exact, max_tokens=3)
+    with pytest.raises(TypeError, match=r"must be textenvs\.Example objects, not \('q', 'a'\)"):
+        register_task("X-v0", examples=[*NUMBERS, ("q", "a")], score=exact)  # type: ignore[list-item]
     with pytest.raises(TypeError, match="Set max_new_tokens on the task itself"):
         register_task("X-v0", Echo, max_new_tokens=3)
     assert "X-v0" not in gym.registry

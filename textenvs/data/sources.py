@@ -1,19 +1,27 @@
-"""Where examples come from: a task's own data, files, `datasets` objects, the hub, lists."""
+"""Where examples come from: a task's own data, files, tables, `datasets`, the hub, lists."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
+
+from textenvs.data.files import is_csv, looks_like_file, read_file, read_folder
+from textenvs.data.rows import as_example, check_fields
 from textenvs.task import SPLITS, Example, Task
 
-FILE_FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
-_SPLIT = re.compile(r"^(?P<name>[\w.-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?$")
+# With fewer held-out examples than this, a mean over them says little.
+FEW = 20
+# Of the order in which the examples of a "shuffled(...)" split are.
+SHUFFLE_SEED = 0
+_SPLIT = re.compile(
+    r"^(?:(?P<name>[\w.-]+)|shuffled\((?P<shuffled>[\w.-]+)\))"
+    r"(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?$"
+)
 
 
 def load_examples(
@@ -21,28 +29,33 @@ def load_examples(
     dataset: Any = None,
     fields: Mapping[str, str] | None = None,
     split: str = "train",
+    check: Callable[[Example], None] | None = None,
 ) -> tuple[Example, ...]:
     """Return the examples of one split.
 
     Args:
         task: Says which fields an example has, and brings its own data if `dataset` is None.
-        dataset: None, a path to a .jsonl, .jsonl.gz, .csv or .parquet file, a folder written by
-            `datasets.Dataset.save_to_disk`, a hub id, a `datasets.Dataset` or `DatasetDict`, a
-            list of `Example` or of rows, or a mapping from split names to any of these. A source
-            without splits of its own is all "train".
-        fields: The columns that hold `prompt`, `references` and whatever else the task reads.
+        dataset: None; a path to a file (.jsonl, .json, .csv, .tsv, each also with .gz, or
+            .parquet), to a folder of .parquet files or to one written by
+            `datasets.Dataset.save_to_disk`; a hub id; a `datasets.Dataset` or `DatasetDict`; a
+            pandas or polars `DataFrame` or an arrow table; a list of `Example` or of rows; or a
+            mapping from split names to any of these. A source without splits of its own is all
+            "train".
+        fields: The columns that hold `prompt`, `references` and whatever else the task reads. A
+            nested column has a dotted name: "translation.en".
         split: "train", "validation" or "test" (or what the dataset calls them), optionally a part
-            of it as in the `datasets` library: "train[:90%]", "test[100:]".
+            of it as in the `datasets` library, "train[:90%]", "test[100:]", or a part of it after
+            a shuffle with a fixed seed: "shuffled(train)[90%:]".
+        check: Called with each example; what it raises as a ValueError is told with the row.
 
     Raises:
         ValueError: For an unknown split, an unreadable or unknown file, an empty dataset, or a row
-            that lacks a field.
+            that lacks a field or does not pass the check.
         TypeError: If `dataset` is of another type.
     """
-    match = _SPLIT.match(str(split))
-    if match is None:
-        raise ValueError(f"split must look like 'train' or 'train[:90%]', but it is {split!r}.")
-    name = match["name"]
+    match = _match(split)
+    name = match["name"] or match["shuffled"]
+    check_fields(task, fields)
     if dataset is None:
         if name not in SPLITS:
             raise ValueError(f"Unknown split {name!r}: expected one of {', '.join(SPLITS)}.")
@@ -50,21 +63,46 @@ def load_examples(
         source = type(task).__name__
     else:
         rows, source = _read(dataset, name)
-    part = slice(_part(len(rows), match["start"]), _part(len(rows), match["stop"]))
-    # Errors name rows as a user counts them: from 1, and in a CSV file after the header.
-    first_row = range(len(rows))[part].start + (2 if source.endswith(".csv") else 1)
-    # Slicing a datasets.Dataset returns a dict of columns, and not rows.
-    rows = rows.select(range(len(rows))[part]) if hasattr(rows, "select") else rows[part]
-    if not len(rows):
+    order = np.arange(len(rows))
+    if match["shuffled"]:
+        order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))
+    order = order[_part(len(rows), match["start"]) : _part(len(rows), match["stop"])]
+    if not len(order):
         raise ValueError(f"The dataset {source} has no examples in split {split!r}.")
+    if match["shuffled"] and len(order) < FEW:
+        gym.logger.warn(
+            "%s",
+            f"Only {len(order)} of the {len(rows)} examples of {source} are in {split!r}: a mean "
+            "over so few says little. Hold out more of them, or other data.",
+        )
+    # Row by row, a datasets.Dataset would be read many times slower than at once.
+    chosen = rows.select(order) if hasattr(rows, "select") else [rows[i] for i in order.tolist()]
     columns = {**task.fields, **(fields or {})}
     required = (*task.required_fields, *(fields or ()))
-    return tuple(
-        row
-        if isinstance(row, Example)
-        else _example(row, columns, required, f"{source}, row {first_row + i}")
-        for i, row in enumerate(rows)
-    )
+    # Errors name rows as a user counts them: from 1, and in a CSV file after the header.
+    first = 2 if is_csv(source) else 1
+    examples = []
+    for row, i in zip(chosen, order.tolist(), strict=True):
+        where = f"{source}, row {first + i}"
+        own = isinstance(row, Example)
+        example = row if own else as_example(row, columns, required, where)
+        if check is not None:
+            try:
+                check(example)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{where}: {error}") from error
+        examples.append(example)
+    return tuple(examples)
+
+
+def whole_split(split: str) -> str:
+    """Return the name of the split that a split is a part of.
+
+    Raises:
+        ValueError: If it is malformed.
+    """
+    match = _match(split)
+    return str(match["name"] or match["shuffled"])
 
 
 def splits_of(dataset: Any, split: str) -> list[str]:
@@ -76,87 +114,82 @@ def splits_of(dataset: Any, split: str) -> list[str]:
     """
     if dataset is None:
         return list(SPLITS)
-    if isinstance(dataset, Mapping):
-        return [str(name) for name in dataset]
-    return [split.partition("[")[0]]
+    opened, _ = _open(dataset)
+    return [str(name) for name in opened] if isinstance(opened, Mapping) else [whole_split(split)]
+
+
+def class_names(dataset: Any, split: str, column: str) -> tuple[str, ...] | None:
+    """Return the names that a `datasets.Dataset` has for the whole numbers of a column, if any."""
+    opened, _ = _open(dataset)
+    rows = opened.get(whole_split(split)) if isinstance(opened, Mapping) else opened
+    names = getattr((getattr(rows, "features", None) or {}).get(column), "names", None)
+    return None if names is None else tuple(map(str, names))
+
+
+def _match(split: str) -> re.Match[str]:
+    match = _SPLIT.match(str(split))
+    if match is None:
+        raise ValueError(
+            "split must look like 'train', 'train[:90%]' or 'shuffled(train)[:90%]', but it is "
+            f"{split!r}."
+        )
+    return match
 
 
 def _read(dataset: Any, split: str) -> tuple[Sequence[Any], str]:
     """Return the rows of a source's split and a name for the source."""
-    if isinstance(dataset, Mapping):  # a DatasetDict is one, too
-        if split not in dataset:
+    opened, source = _open(dataset)
+    if isinstance(opened, Mapping):  # a DatasetDict is one, too
+        if split not in opened:
             raise ValueError(
-                f"Unknown split {split!r}: this dataset has {', '.join(map(str, dataset))}."
+                f"Unknown split {split!r}: this dataset has {', '.join(map(str, opened))}."
             )
-        return _read(dataset[split], "train")
-    if isinstance(dataset, (str, Path)):
-        path = Path(dataset).expanduser()
-        if path.is_dir():
-            from datasets import load_from_disk
-
-            return _read(load_from_disk(str(path)), split)
-        if not path.is_file() and not _looks_like_file(path):
-            return _from_hub(str(dataset), split), str(dataset)
-        _only_train(split, str(dataset))
-        return _read_file(path), str(path)
-    if isinstance(dataset, Sequence) or hasattr(dataset, "select"):
-        _only_train(split, type(dataset).__name__)
-        return dataset, type(dataset).__name__
-    raise TypeError(
-        "dataset must be None, a path, a hub id, a datasets.Dataset, a list of Example or rows, "
-        f"or a mapping from split names to these, but it is a {type(dataset).__name__}."
-    )
-
-
-def _only_train(split: str, source: str) -> None:
+        rows, own = _read(opened[split], "train")
+        # Rows that were read from a file with splits have no name of their own.
+        return rows, own if source == "" or isinstance(opened[split], (str, Path)) else source
+    if isinstance(opened, str):
+        return _from_hub(opened, split), opened
     if split != "train":
         raise ValueError(
             f"Unknown split {split!r}: {source} has no splits, so all of it is 'train'. Pass "
             f"dataset={{'train': ..., {split!r}: ...}}, or a part of it, such as "
-            "split='train[90%:]'."
+            "split='shuffled(train)[90%:]'."
         )
+    return opened, source
 
 
-def _looks_like_file(path: Path) -> bool:
-    return path.is_absolute() or path.suffix in {*FILE_FORMATS, ".gz", ".json", ".txt", ".tsv"}
+def _open(dataset: Any) -> tuple[Any, str]:
+    """Return a source's rows, or a mapping of them by split, or a hub id; and the source's name."""
+    if isinstance(dataset, Mapping):
+        return dataset, ""
+    if isinstance(dataset, (str, Path)):
+        path = Path(dataset).expanduser()
+        if path.is_dir():
+            return read_folder(path), str(path)
+        if not path.is_file() and not looks_like_file(path):
+            return str(dataset), str(dataset)
+        return read_file(path), str(path)
+    source = type(dataset).__name__
+    if hasattr(dataset, "notna"):
+        return _rows_of_frame(dataset), source
+    for convert in ("to_dicts", "to_pylist"):  # polars, arrow
+        if hasattr(dataset, convert):
+            return getattr(dataset, convert)(), source
+    if isinstance(dataset, Sequence) or hasattr(dataset, "select"):
+        return dataset, source
+    raise TypeError(
+        "dataset must be None, a path, a hub id, a datasets.Dataset, a DataFrame, a list of "
+        "Example or rows, or a mapping from split names to these, but it is a "
+        f"{type(dataset).__name__}."
+    )
 
 
-def _read_file(path: Path) -> list[Mapping[str, Any]]:
-    if not path.name.endswith(FILE_FORMATS):
-        raise ValueError(
-            f"Unknown file format {''.join(path.suffixes) or path.name!r} of {path}: "
-            f"expected one of {', '.join(FILE_FORMATS)}."
-        )
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    try:
-        return _parse_file(path)
-    except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} could not be read: {error}") from error
-
-
-def _parse_file(path: Path) -> list[Mapping[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        return list(_json_rows(file))
-
-
-def _json_rows(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"row {number} is not JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} is not a JSON object, but {line[:40]!r}.")
-        yield row
+def _rows_of_frame(frame: Any) -> list[dict[str, Any]]:
+    """Return the rows of a pandas DataFrame."""
+    # A missing value is a number there, and makes floats of the whole numbers around it.
+    gaps = frame.columns[frame.isna().any()]
+    whole = frame.assign(**{name: frame[name].convert_dtypes() for name in gaps})
+    return whole.astype(object).where(frame.notna(), None).to_dict("records")  # type: ignore[no-any-return]
 
 
 def _from_hub(name: str, split: str) -> Sequence[Any]:
@@ -176,31 +209,3 @@ def _part(length: int, bound: str | None) -> int | None:
     if bound is None:
         return None
     return round(length * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
-
-
-def _example(row: Any, columns: Mapping[str, str], required: Iterable[str], where: str) -> Example:
-    if not isinstance(row, Mapping):
-        raise TypeError(f"{where}: expected an Example or a mapping, got a {type(row).__name__}.")
-    values = {name: row[column] for name, column in columns.items() if row.get(column) is not None}
-    for name in required:
-        if name not in values and columns[name] in row:
-            raise ValueError(f"{where}: the {name} ({columns[name]!r}) is missing.")
-        if name not in values:
-            raise ValueError(
-                f"{where}: no field {columns[name]!r} to read the {name} from; the row has "
-                f"{', '.join(map(repr, row))}. Name the right one with fields={{{name!r}: ...}}."
-            )
-    prompt = values.pop("prompt", "")
-    references = values.pop("references", ())
-    if not isinstance(prompt, str):
-        raise ValueError(
-            f"{where}: the prompt must be text, but it is a {type(prompt).__name__} ({prompt!r})."
-        )
-    if isinstance(references, str):
-        references = (references,)
-    if not (isinstance(references, Iterable) and all(isinstance(r, str) for r in references)):
-        raise ValueError(
-            f"{where}: the references must be a text or a list of texts, but they are "
-            f"{references!r}."
-        )
-    return Example(prompt, tuple(references), values)

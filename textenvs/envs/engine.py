@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from textenvs.data.preparation import prepare_task
 from textenvs.envs.encoding import encode_task
 from textenvs.envs.observations import Observation, Observations
+from textenvs.envs.prompts import first_turn
 from textenvs.envs.slots import Slots
 from textenvs.envs.state import check_fits
 from textenvs.envs.turns import check_ids, end_turn, rest_of_turn
 from textenvs.registration import load_task
-from textenvs.rewards import resolve_rewards, score_transcripts
-from textenvs.task import Example, Task, Transcript, Turn
+from textenvs.rewards import resolve_observed, resolve_rewards, score_turns
+from textenvs.task import Example, Task, Turn
 from textenvs.text.codec import TextCodec, TokenIds
 
 if TYPE_CHECKING:
@@ -46,14 +48,23 @@ class TextEngine:
         fields: Which columns of the dataset hold `prompt`, `references`, ...
         split: "train", "validation", "test", or a part such as "train[:90%]".
         reward: None (the task's own) or what `textenvs.rewards.resolve_rewards` takes.
+        observe: The same, for what is scored and reported but no part of the reward.
+        choices: The only responses allowed. None: the task's, or the labels of the dataset.
+        template: The text around the prompt, as "Review: {prompt} Label:". None: the task's.
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
-        truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
+        truncate_prompt: Which side of an example's text to cut off where its prompt is over the
+            budget; what the task puts around it stays. None: raise an error.
+        reply_tokens: How long a user's reply is taken to be in tokens, where a conversation's
+            prompt budget is not given. None: 32.
+        stop: What ends a turn besides EOS and what the tokenizer's folder has in its
+            generation_config.json: texts, token ids, or a list of both.
 
     Attributes:
         task, split, examples: What is played.
         codec, eos_token_id, pad_token_id: How text becomes tokens.
         terms: The reward terms.
+        observed: The terms that are only observed.
         max_prompt_tokens, max_new_tokens: The budgets.
         observation_space, action_space: Those of one slot.
         deferred_scorer: None: a turn's end waits for its whole reward. Otherwise slow terms are
@@ -71,22 +82,29 @@ class TextEngine:
         fields: Mapping[str, str] | None = None,
         split: str = "train",
         reward: Any = None,
+        observe: Any = None,
+        choices: Sequence[str] | None = None,
+        template: str | None = None,
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
         truncate_prompt: Literal["left", "right"] | None = None,
+        reply_tokens: int | None = None,
+        stop: str | int | Sequence[str | int] | None = None,
     ) -> None:
-        self.task = load_task(task)
-        self.codec = tokenizer if isinstance(tokenizer, TextCodec) else TextCodec(tokenizer)
+        source = {"dataset": dataset, "fields": fields, "split": split}
+        self.task = prepare_task(load_task(task), **source, choices=choices, template=template)
+        self.codec = _codec(tokenizer, stop)
         self.terms = resolve_rewards(reward, self.task)
+        self.observed = resolve_observed(observe, self.task, self.terms)
         self._encoded = encode_task(
             self.task,
             self.codec,
-            dataset=dataset,
-            fields=fields,
-            split=split,
+            **source,
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,
+            reply_tokens=reply_tokens,
+            terms=[*self.terms, *self.observed],
         )
         self.split = split
         self.examples = self._encoded.examples
@@ -106,10 +124,23 @@ class TextEngine:
         other.deferred_scorer = None
         return other
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextEngine:
+        # What a copy may change are its slots alone. Tasks and rewards are shared: a model or a
+        # lock in them cannot be copied, or should not be.
+        other = copy.copy(self)
+        other._slots = copy.deepcopy(self._slots, memo)
+        other.deferred_scorer = None
+        return other
+
     @property
     def num_envs(self) -> int:
         """The number of slots."""
         return len(self._slots)
+
+    @property
+    def prompts(self) -> Sequence[TokenIds]:
+        """The token ids of each example's prompt."""
+        return self._encoded.prompts
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -155,12 +186,12 @@ class TextEngine:
 
         EOS is included unless the budget ends first.
         """
-        turns = self.turns[slot]
-        if len(turns) > 1:
-            before = self.task.format_reply(turns[-1].text)
+        said = self.turns[slot]
+        if len(said) > 1:
+            before = self.task.format_reply(said[-1].text)
         else:
-            before = self.task.prompt(self.example(slot))
-        return self.codec.encode_response(text, before)[: self.max_new_tokens]
+            before = self._encoded.texts[self._slots.examples[slot]]
+        return self._encoded.encode_response(text, before)
 
     def reset(self, slot: int, rng: np.random.Generator, example: int | None = None) -> None:
         """Start an episode in a slot, on a random example or on the one with this index.
@@ -176,7 +207,7 @@ class TextEngine:
                 f"{self.split!r}, but it is {example}."
             )
         self._slots.examples[slot] = example
-        self.turns[slot] = (Turn("user", self.examples[example].prompt),)
+        self.turns[slot] = (Turn("user", first_turn(self.task, self._encoded.texts[example])),)
         self._slots.set_prompt(slot, self._encoded.prompts[example])
 
     def step(
@@ -194,7 +225,8 @@ class TextEngine:
 
         Returns:
             The rewards and whether the episodes ended, each of shape (num_envs,), and the info of
-            each slot whose turn ended.
+            each slot whose turn ended: with `truncated` in its transcript, an episode that ended
+            was truncated.
 
         Raises:
             ValueError: If an action is no token id.
@@ -203,7 +235,10 @@ class TextEngine:
         tokens = actions[slots]
         check_ids(tokens, self.codec)
         lengths = self._slots.append(slots, tokens)
-        ending = slots[self.codec.is_stop(tokens) | (lengths == self.max_new_tokens)]
+        ends = self.codec.is_stop(tokens) | (lengths == self.max_new_tokens)
+        if self.codec.stop_strings:
+            ends |= [self.codec.has_stopped(self._slots.response(slot)) for slot in slots]
+        ending = slots[ends]
         return self._end_turns(ending.tolist(), rngs)
 
     def respond(
@@ -252,25 +287,18 @@ class TextEngine:
             return rewards, terminated, infos
         transcripts = [end_turn(self._encoded, self._slots, slot, rngs[slot]) for slot in slots]
         deferred = self.deferred_scorer
-        terms = [term for term in self.terms if deferred is None or not term.slow]
-        scores = {term.name: score_transcripts(term, transcripts) for term in terms}
-        for i, (slot, transcript) in enumerate(zip(slots, transcripts, strict=True)):
-            own = {name: values[i] for name, values in scores.items()}
-            infos.append((slot, self._info(slot, transcript, own)))
-            rewards[slot] = sum(own.values())
-            terminated[slot] = transcript.final
+        scored = score_turns(
+            self.task, self.terms, self.observed, transcripts, deferred=deferred is not None
+        )
+        for slot, info in zip(slots, scored, strict=True):
+            infos.append((slot, info))
+            rewards[slot] = sum(info["reward_terms"].values())
+            terminated[slot] = info["transcript"].final
+            if terminated[slot]:
+                info["example"] = self._slots.examples[slot]
         if deferred is not None:
-            deferred.defer([info for _, info in infos])
+            deferred.defer(scored)
         return rewards, terminated, infos
-
-    def _info(self, slot: int, transcript: Transcript, reward_terms: dict[str, float]) -> Info:
-        info: Info = {"transcript": transcript, "reward_terms": reward_terms}
-        if transcript.final:
-            info["example"] = self._slots.examples[slot]
-            success = self.task.is_success(transcript)
-            if success is not None:
-                info["is_success"] = bool(success)
-        return info
 
     def get_state(self) -> dict[str, Any]:
         """Return where each slot stands, as plain data without the examples and the tokenizer."""
@@ -289,3 +317,26 @@ class TextEngine:
     def made_of(self) -> dict[str, Any]:
         """What a state is only of use with."""
         return {"num_envs": self.num_envs, **self._encoded.made_of}
+
+
+def _codec(
+    tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None,
+    stop: str | int | Sequence[str | int] | None,
+) -> TextCodec:
+    """Return the codec of a tokenizer whose turns end with these texts and tokens, too."""
+    if isinstance(tokenizer, TextCodec):
+        if stop is not None:
+            raise ValueError(
+                "A TextCodec says by itself what ends a turn: give it stop_token_ids and "
+                f"stop_strings, and leave stop={stop!r} out."
+            )
+        return tokenizer
+    stops = [] if stop is None else [stop] if isinstance(stop, (str, int)) else list(stop)
+    wrong = [s for s in stops if isinstance(s, bool) or not isinstance(s, (str, int, np.integer))]
+    if wrong:
+        raise TypeError(f"stop must be texts and token ids, but it has {wrong[0]!r}.")
+    return TextCodec(
+        tokenizer,
+        stop_token_ids=[int(token) for token in stops if not isinstance(token, str)],
+        stop_strings=[text for text in stops if isinstance(text, str)],
+    )

@@ -12,11 +12,13 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from textenvs.envs.arguments import check_arguments, check_options
 from textenvs.envs.engine import Info, TextEngine
 from textenvs.envs.env import TextEnv
 from textenvs.envs.observations import Observation, Observations
 from textenvs.envs.rendering import render_ansi
 from textenvs.envs.state import SlotGenerators
+from textenvs.envs.turns import copy_info
 from textenvs.task import Task
 from textenvs.text.codec import TextCodec
 
@@ -41,9 +43,17 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         fields: Which columns of the dataset hold `prompt`, `references`, ...
         split: "train", "validation", "test", or a part such as "train[:90%]".
         reward: None (the task's own) or what `textenvs.rewards.resolve_rewards` takes.
+        observe: The same, for what is scored and reported but no part of the reward.
+        choices: The only responses allowed. None: the task's, or the labels of the dataset.
+        template: The text around the prompt, as "Review: {prompt} Label:". None: the task's.
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
-        truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
+        truncate_prompt: Which side of an example's text to cut off where its prompt is over the
+            budget; what the task puts around it stays. None: raise an error.
+        reply_tokens: How long a user's reply is taken to be in tokens, where a conversation's
+            prompt budget is not given. None: 32.
+        stop: What ends a turn besides EOS and what the tokenizer's folder has in its
+            generation_config.json: texts, token ids, or a list of both.
         render_mode: "ansi" or None.
         max_episode_steps: Truncate an episode after so many tokens. None: never.
         autoreset_mode: When a slot starts its next episode, as in Gymnasium.
@@ -60,14 +70,21 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         fields: Mapping[str, str] | None = None,
         split: str = "train",
         reward: Any = None,
+        observe: Any = None,
+        choices: Sequence[str] | None = None,
+        template: str | None = None,
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
         truncate_prompt: Literal["left", "right"] | None = None,
+        reply_tokens: int | None = None,
+        stop: str | int | Sequence[str | int] | None = None,
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,
+        **unknown: Any,
     ) -> None:
+        check_arguments(type(self), unknown)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, but it is {num_envs}.")
         if render_mode not in (None, "ansi"):
@@ -83,9 +100,14 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             fields=fields,
             split=split,
             reward=reward,
+            observe=observe,
+            choices=choices,
+            template=template,
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,
+            reply_tokens=reply_tokens,
+            stop=stop,
         )
         self.single_observation_space = self.engine.observation_space
         self.single_action_space = self.engine.action_space
@@ -134,6 +156,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
                 `reset_mask`: a boolean array (num_envs,) of the slots to reset, the rest goes on.
         """
         options = options or {}
+        check_options(options, ("example", "reset_mask"))
         mask = self._reset_mask(options.get("reset_mask"))
         self._generators.seed(seed, mask)
         example = options.get("example")
@@ -210,12 +233,15 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         rewards, terminated, ended = self.engine.step(actions, self._generators.rngs, stepped)
         self._elapsed[stepped] += 1
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
+        for slot, info in ended:
+            truncated[slot] = info["transcript"].truncated
+        terminated &= ~truncated
         if self.max_episode_steps is not None:
-            truncated[stepped] = self._elapsed[stepped] >= self.max_episode_steps
+            truncated[stepped] |= self._elapsed[stepped] >= self.max_episode_steps
         self._over[stepped] = (terminated | truncated)[stepped]
         self._infos = dict(ended)
         # Copies: wrappers write into what they are given, and rendering needs it as it was.
-        infos = {slot: {**info, "reward_terms": dict(info["reward_terms"])} for slot, info in ended}
+        infos = {slot: copy_info(info) for slot, info in ended}
         return self.engine.observe(self.copy), rewards, terminated, truncated, infos
 
     def restart(

@@ -1,8 +1,19 @@
 """Rewards: named terms that score batches of finished transcripts, and add up."""
 
 from textenvs.rewards.metric_reward import MetricReward
-from textenvs.rewards.resolving import REWARD_NAMES, check_new_names, resolve_rewards
-from textenvs.rewards.scoring import score_transcripts
+from textenvs.rewards.resolving import (
+    REWARD_NAMES,
+    check_new_names,
+    resolve_observed,
+    resolve_rewards,
+)
+from textenvs.rewards.scoring import (
+    check_example,
+    check_references,
+    score_transcripts,
+    score_turns,
+    try_terms,
+)
 from textenvs.rewards.terms import (
     CallableReward,
     LengthPenalty,
@@ -10,6 +21,7 @@ from textenvs.rewards.terms import (
     RepetitionPenalty,
     RewardTerm,
     TaskReward,
+    WellFormed,
 )
 from textenvs.task import ScoreFunction
 
@@ -23,7 +35,13 @@ __all__ = [
     "RewardTerm",
     "ScoreFunction",
     "TaskReward",
+    "WellFormed",
+    "check_example",
     "check_new_names",
+    "check_references",
+    "resolve_observed",
     "resolve_rewards",
     "score_transcripts",
+    "score_turns",
+    "try_terms",
 ]

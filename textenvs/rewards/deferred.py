@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from textenvs.rewards.scoring import score_transcripts
+from textenvs.rewards.scoring import enter_scores, raw_scores
 from textenvs.rewards.terms import RewardTerm
 from textenvs.task import Transcript
 
@@ -19,22 +19,27 @@ class DeferredScorer:
     scoring took: a model's scores may depend on the batch in their last digits.
 
     Args:
-        terms: All the terms of the environment, slow or not.
+        terms: All the terms of the environment's reward, slow or not.
         size: How many transcripts to a batch.
+        observed: All the terms that are only observed.
     """
 
-    def __init__(self, terms: Sequence[RewardTerm], size: int) -> None:
-        self._names = [term.name for term in terms]
-        self._slow = [term for term in terms if term.slow]
+    def __init__(
+        self, terms: Sequence[RewardTerm], size: int, observed: Sequence[RewardTerm] = ()
+    ) -> None:
+        self._terms, self._observed = terms, observed
+        self._slow = [term for term in (*terms, *observed) if term.slow]
         self._size = size
         self._infos: list[dict[str, Any]] = []
         self._waiting: dict[str, list[Transcript]] = {term.name: [] for term in self._slow}
-        self._batches: dict[str, list[Future[list[float]]]] = {t.name: [] for t in self._slow}
+        self._batches: dict[str, list[Future[list[float | None]]]] = {
+            t.name: [] for t in self._slow
+        }
         # One thread, so that a term is never called twice at a time.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
 
     def defer(self, infos: Sequence[dict[str, Any]]) -> None:
-        """Keep the infos of turns that have ended until their slow `reward_terms` are known.
+        """Keep the infos of turns that have ended until their slow terms are known.
 
         Raises:
             ValueError: If a term has failed on an earlier batch.
@@ -48,10 +53,10 @@ class DeferredScorer:
                         self._submit(term)
 
     def resolve(self) -> list[dict[str, Any]]:
-        """Wait for all scores, and return all infos with their `reward_terms` complete.
+        """Wait for all scores, and return all infos complete; see `enter_scores`.
 
         Raises:
-            ValueError: If a term fails, as `score_transcripts` says. No info is then changed.
+            ValueError: If a term fails, as `raw_scores` says. No info is then changed.
         """
         for term in self._slow:
             if self._waiting[term.name]:
@@ -61,12 +66,11 @@ class DeferredScorer:
             for name, batches in self._batches.items()
         }
         for info in self._infos:
-            terms = info["reward_terms"]
-            for term in self._slow:
-                applies = term.applies_to(info["transcript"])
-                terms[term.name] = next(scores[term.name]) if applies else 0.0
-            # Sums are rounded in the order of their parts: keep the order of the terms.
-            info["reward_terms"] = {name: terms[name] for name in self._names}
+            own = {
+                term.name: next(scores[term.name]) if term.applies_to(info["transcript"]) else None
+                for term in self._slow
+            }
+            enter_scores(info, self._terms, self._observed, own)
         return self._infos
 
     def close(self) -> None:
@@ -79,4 +83,4 @@ class DeferredScorer:
                 if batch.done():
                     batch.result()  # raises what the term raised: early, and not after the rollout
         transcripts, self._waiting[term.name] = self._waiting[term.name], []
-        self._batches[term.name].append(self._thread.submit(score_transcripts, term, transcripts))
+        self._batches[term.name].append(self._thread.submit(raw_scores, term, transcripts))

@@ -53,6 +53,8 @@ class MetricReward(RewardTerm):
         self.metric = metric
         self.key = key
         self.compute_kwargs = compute_kwargs
+        declared = self._declared()
+        self.needs_references = not declared or any("references" in f for f in declared)
 
     def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
         """Return the metric of each response against its references."""
@@ -60,7 +62,7 @@ class MetricReward(RewardTerm):
 
     def _score(self, transcript: Transcript) -> float:
         response, declared = transcript.response, self._declared()
-        if declared and not any("references" in features for features in declared):
+        if not self.needs_references:
             return self._compute(response)
         references = list(metrics.references_of(transcript))
         if any(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from textenvs.importing import load_object
@@ -16,6 +18,7 @@ from textenvs.rewards.terms import (
     RepetitionPenalty,
     RewardTerm,
     TaskReward,
+    WellFormed,
 )
 from textenvs.task import Task
 
@@ -29,8 +32,15 @@ _NAMED: dict[str, Callable[[Task], RewardTerm]] = {
     "rouge_l": lambda _: CallableReward(metrics.rouge_l),
     "exact_match": lambda _: CallableReward(metrics.exact_match),
     "sentiment": lambda _: CallableReward(metrics.sentiment),
+    "well_formed": WellFormed,
 }
 REWARD_NAMES = tuple(_NAMED)
+# Those that can be named with a tokenisation, as "bleu_zh": what to call, and what to make of it
+# at once, so that a name that is unknown is told when the environment is made.
+_TOKENIZED: dict[str, tuple[Callable[..., list[float]], Callable[[str], Any]]] = {
+    "bleu": (metrics.bleu, metrics.bleu_scorer),
+    "rouge_l": (metrics.rouge_l, metrics.rouge_scorer),
+}
 
 
 def resolve_rewards(reward: Any, task: Task) -> list[RewardTerm]:
@@ -56,6 +66,26 @@ def resolve_rewards(reward: Any, task: Task) -> list[RewardTerm]:
     return terms
 
 
+def resolve_observed(observe: Any, task: Task, paid: Sequence[RewardTerm]) -> list[RewardTerm]:
+    """Return the terms that are only observed: scored and reported, but no part of the reward.
+
+    Args:
+        observe: None, or what `resolve_rewards` takes.
+        task: The task. If it can say whether a response is well formed, this is observed, too.
+        paid: The terms of the reward.
+
+    Raises:
+        ValueError: For an unknown name, or a name that another term has.
+        TypeError: For anything else.
+    """
+    terms = [] if observe is None or observe == [] else resolve_rewards(observe, task)
+    known = [term.name for term in paid]
+    check_new_names(terms, known)
+    if WellFormed.is_known_to(task) and "well_formed" not in {*known, *(t.name for t in terms)}:
+        terms.append(WellFormed(task))
+    return terms
+
+
 def _term(item: Any, task: Task) -> RewardTerm:
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], (int, float)):
         term = copy.copy(_term(item[0], task))
@@ -66,14 +96,7 @@ def _term(item: Any, task: Task) -> RewardTerm:
     if isinstance(item, RewardTerm):
         return item
     if isinstance(item, str):
-        if item in _NAMED:
-            return _NAMED[item](task)
-        if ":" in item:
-            return _term(load_object(item), task)
-        raise ValueError(
-            f"Unknown reward {item!r}: expected one of {', '.join(REWARD_NAMES)}, "
-            "or 'package.module:function'."
-        )
+        return _named(item, task)
     if hasattr(item, "compute"):
         return MetricReward(item)
     if isinstance(item, type) and issubclass(item, RewardTerm):
@@ -83,6 +106,24 @@ def _term(item: Any, task: Task) -> RewardTerm:
     raise TypeError(
         "reward must be None, a name, a function, a RewardTerm, an evaluate metric, or a list of "
         f"these (optionally with weights), but it is a {type(item).__name__}."
+    )
+
+
+def _named(name: str, task: Task) -> RewardTerm:
+    """Return the term of a name: "chrf", "bleu_zh", "package.module:function"."""
+    if name in _NAMED:
+        return _NAMED[name](task)
+    if ":" in name:
+        return _term(load_object(name), task)
+    for metric, (function, scorer) in _TOKENIZED.items():
+        if name.startswith(f"{metric}_"):
+            tokenize = name.removeprefix(f"{metric}_")
+            scorer(tokenize)
+            return CallableReward(partial(function, tokenize=tokenize), name=name)
+    close = get_close_matches(name, REWARD_NAMES, n=1)
+    raise ValueError(
+        f"Unknown reward {name!r}: expected one of {', '.join(REWARD_NAMES)}, "
+        "or 'package.module:function'." + (f" Did you mean {close[0]!r}?" if close else "")
     )
 
 
@@ -96,5 +137,5 @@ def check_new_names(terms: Sequence[RewardTerm], present: Collection[str]) -> No
         if term.name in present:
             raise ValueError(
                 f"There already is a reward term {term.name!r}: give the added one another name "
-                "with name=."
+                "with name=, or leave one of them out."
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
+
 from textenvs.data.splits import split_examples
 from textenvs.task import Example, ScoreFunction, Task, Transcript
 
@@ -21,13 +23,22 @@ class FunctionTask(Task):
         **attributes: Attributes of `Task`, such as `max_new_tokens`.
 
     Raises:
-        TypeError: If a task has no such attribute.
+        TypeError: If a task has no such attribute, or an example is none.
     """
 
     def __init__(
         self, examples: Sequence[Example], score: ScoreFunction, **attributes: Any
     ) -> None:
         self._examples = tuple(examples)
+        for example in self._examples:
+            if not isinstance(example, Example):
+                raise TypeError(f"examples must be textenvs.Example objects, not {example!r}.")
+        if len(self._examples) < FEWEST_TO_SPLIT:
+            gym.logger.warn(
+                f"A task of {len(self._examples)} examples, fewer than {FEWEST_TO_SPLIT}, has the "
+                "same ones for training, validation and test: what it reaches on held-out data "
+                "says nothing. Give it more examples, or held-out data of their own (dataset=)."
+            )
         self._score = score
         for name, value in attributes.items():
             if not hasattr(Task, name):

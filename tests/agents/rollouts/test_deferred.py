@@ -31,7 +31,7 @@ from tests.agents.agents import (
 )
 from tests.agents.helpers import FEW, gpt2
 from tests.textenvs.toys import Chat
-from textenvs import CallableReward, Transcript
+from textenvs import CallableReward, Example, Task, Transcript
 from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.wrappers.vector import AddReward
 
@@ -148,6 +148,45 @@ def test_only_slow_terms(kind: str) -> None:
     for slow in (False, True):
         env = {"reward": term(Judge(), slow), "autoreset_mode": "SameStep"}
         runs.append(content(make_agent(kind, env=env).learn(2 * ITERATION)))
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("kind", ["one turn", "several turns"])
+def test_slow_observed_terms_do_not_stall_either(kind: str) -> None:
+    runs = []
+    for slow in (False, True):
+        judge = Judge()
+        env = {"observe": ["repetition_penalty", term(judge, slow)]}
+        runs.append(content(make_agent(kind, env=env).learn(2 * ITERATION)))
+        assert judge.waited_for is not slow
+        assert runs[-1]["turns"]["rollout/judge"]
+    assert runs[0] == runs[1]
+
+
+class Long(Task):
+    """More than a few characters are a success, which the score tells."""
+
+    max_new_tokens = 8
+    success_score = 5.0
+
+    def examples(self, split: str) -> Sequence[Example]:
+        return [Example("The food"), Example("Why")]
+
+    def score(self, transcripts: Sequence[Transcript]) -> list[float]:
+        assert (threading.current_thread() is threading.main_thread()) is not self.slow_score
+        return [float(len(t.response)) for t in transcripts]
+
+
+class SlowLong(Long):
+    slow_score = True
+
+
+def test_a_success_that_a_slow_score_tells_does_not_stall() -> None:
+    runs = []
+    for task in (Long, SlowLong):
+        model = make_agent(env={"task": task, "reward": None}).learn(2 * ITERATION)
+        runs.append(content(model))
+        assert set(model.ep_success_buffer) == {True, False}
     assert runs[0] == runs[1]
 
 

@@ -54,6 +54,8 @@ def test_turns_and_terms_one_by_one() -> None:
     add_turn(metrics, {"transcript": "another environment's", "reward_terms": {"other": 5.0}}, 2)
     for tokens, terms in ((9, {"a": 9.0}), (2, {"a": 1.0, "b": 4.0}), (4, {"a": 2.0})):
         info = {"transcript": finished("so", tokens=tokens), "reward_terms": terms}
+        if tokens == 4:  # What is observed need not be there for each turn.
+            info["observed"] = {"well_formed": 1.0}
         add_turn(metrics, info, 2)
         add_turn(metrics, {}, 2)
     record_turns(metrics, logger)
@@ -62,7 +64,30 @@ def test_turns_and_terms_one_by_one() -> None:
         "rollout/eos_rate": 1.0,
         "reward/a": 1.5,
         "reward/b": 4.0,
+        "rollout/well_formed": 1.0,
     }
+
+
+def test_observed_terms_are_logged_and_not_learned_from() -> None:
+    observed: list[dict[str, float]] = []
+
+    def keep(rollout: dict[str, Any]) -> None:
+        observed.extend(info["observed"] for info in rollout["infos"] if "observed" in info)
+
+    models = []
+    for observe in (None, ["repetition_penalty", "chrf"]):
+        models.append(make_agent(env={"observe": observe}))
+        collect(models[-1], keep)
+    plain, watched = (model.rollout_buffer for model in models)
+    assert np.array_equal(plain.actions, watched.actions)
+    assert np.array_equal(plain.rewards, watched.rewards)
+    record_turns(models[1].turn_metrics, models[1].logger)
+    log = models[1].logger.name_to_value
+    last = [own for own in observed if "chrf" in own]
+    assert len(last) > 5
+    for name in ("repetition_penalty", "chrf", "well_formed"):
+        assert log[f"rollout/{name}"] == pytest.approx(np.mean([own[name] for own in last]))
+    assert "reward/chrf" not in log and "rollout/well_formed" in models[0].turn_metrics
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -149,9 +174,9 @@ def test_first_ratio_is_logged_before_any_step() -> None:
 def test_speed_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_agent()
     now = iter([100.0, 102.0, 200.0, 200.5])
-    monkeypatch.setattr(
-        "agents.algorithms.base.time", SimpleNamespace(perf_counter=lambda: next(now))
-    )
+    clock = SimpleNamespace(perf_counter=lambda: next(now))
+    for module in ("base", "recording"):
+        monkeypatch.setattr(f"agents.algorithms.{module}.time", clock)
     log = train(collect(model)).log
     assert log["time/rollout_tokens_per_second"] == ITERATION / 2
     assert log["time/update_tokens_per_second"] == ITERATION / 0.5

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import vector as vector_wrappers
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from agents import GymnasiumVecEnv
@@ -159,6 +160,37 @@ def test_normalised_rewards() -> None:
     )
     assert assert_follows(ours, theirs, "TextGen-v0")
     assert ours.ret_rms.var == theirs.ret_rms.var != 1
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+@pytest.mark.parametrize("vectorization", ["native", "sync"])
+def test_gymnasiums_wrappers_are_the_same_in_every_mode(
+    vectorization: str, mode: AutoresetMode
+) -> None:
+    """Resetting the finished slots alone leaves the others' returns what they were."""
+
+    def wrapped(mode: AutoresetMode) -> Any:
+        env = adapted("Dialogue-v0", vectorization, mode).env
+        normalized = vector_wrappers.NormalizeReward(env, gamma=1.0)
+        return GymnasiumVecEnv(vector_wrappers.RecordEpisodeStatistics(normalized))
+
+    ours, theirs = wrapped(mode), wrapped(AutoresetMode.SAME_STEP)
+    for env in (ours, theirs):
+        env.seed(7)
+        env.reset()
+    lengths = set()
+    for actions in actions_of("Dialogue-v0", 200):
+        mine, other = ours.step(actions), theirs.step(actions)
+        assert np.array_equal(mine[1], other[1]) and np.array_equal(mine[2], other[2])
+        for info, same in zip(mine[3], other[3], strict=True):
+            assert ("episode" in info) == ("episode" in same)
+            if "episode" in info:
+                assert (info["episode"]["r"], info["episode"]["l"]) == (
+                    same["episode"]["r"],
+                    same["episode"]["l"],
+                )
+                lengths.add(int(info["episode"]["l"]))
+    assert len(lengths) > 3
 
 
 @pytest.mark.parametrize("vectorization", ["native", "sync"])

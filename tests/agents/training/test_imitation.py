@@ -16,6 +16,7 @@ from agents import PPO, evaluate_split, warm_start
 from agents.models.layout import IGNORED, CausalLayout, sequences_of
 from agents.training.imitation import default_cache, demonstrations
 from tests.agents.helpers import gpt2, llama
+from textenvs import CallableReward
 from textenvs.task import Example, Task, Transcript, Turn
 from textenvs.text.loading import embedded_tokenizer
 
@@ -72,6 +73,29 @@ def state(model: Any) -> dict[str, th.Tensor]:
 
 def same(first: dict[str, th.Tensor], second: dict[str, th.Tensor]) -> bool:
     return all(th.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_precision_is_the_policys_whatever_the_surroundings_say(
+    autocast: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results = []
+    for outside in ("no", "bf16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", outside)
+        model = agent()
+        model.policy.backbone.autocast = None if autocast is None else th.bfloat16
+        seen: set[th.dtype] = set()
+        layer = model.policy.backbone.model.get_submodule("model.layers.0.mlp.down_proj")
+        layer.register_forward_hook(lambda _, inputs, output, seen=seen: seen.add(output.dtype))
+        warm_start(model, progress=False, cache=tmp_path / outside)
+        assert seen == {th.float32 if autocast is None else th.bfloat16}
+        results.append(state(model))
+    assert same(*results)
+    # It is part of the key: the other precision computes anew.
+    model = agent()
+    model.policy.backbone.autocast = th.bfloat16 if autocast is None else None
+    warm_start(model, progress=False, cache=tmp_path / "no")
+    assert len(list((tmp_path / "no").iterdir())) == 2
 
 
 def test_cache_gives_the_very_weights(tmp_path: Path) -> None:
@@ -164,7 +188,7 @@ def test_demonstrations_of_a_dialogue() -> None:
     assert learned.tolist() == [token for turn in ends for token in turn]
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     users = ["\nUser: after black 1?\nAgent:", "\nUser: after black 3?\nAgent:"]
-    assert text == f"Colour 3: {turns[0]}{users[0]} {turns[1]}{users[1]} {turns[2]}"
+    assert text == f"User: Colour 3:\nAgent: {turns[0]}{users[0]} {turns[1]}{users[1]} {turns[2]}"
 
 
 def test_turns_become_sequences() -> None:
@@ -186,6 +210,26 @@ def test_only_models_of_transformers_are_fitted() -> None:
     model.policy.backbone = th.nn.Linear(1, 1)
     with pytest.raises(TypeError, match="but the policy's is a Linear"):
         warm_start(model, passes=1, progress=False, cache=False)
+
+
+class Broken(Spell):
+    def score(self, transcripts: Sequence[Transcript]) -> list[float]:
+        raise KeyError("no model")
+
+
+def test_a_reward_that_fails_does_so_before_the_fitting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("agents.training.fitting"), "fit", pytest.fail)
+    with pytest.raises(ValueError, match=r"(?s)'task' failed with KeyError: .*raise KeyError\("):
+        warm_start(agent(Broken), passes=1, progress=False, cache=False)
+    observed = agent(Spell, observe=CallableReward(lambda ts: [np.nan] * len(ts), name="odd"))
+    with pytest.raises(ValueError, match="'odd' returned nan"):
+        warm_start(observed, passes=1, progress=False, cache=False)
+
+
+def test_demonstrations_are_not_scored() -> None:
+    engine = agent(Broken).env.get_attr("engine")[0]
+    engine.observed = [CallableReward(Broken().score)]
+    assert len(demonstrations(engine, 1)) == 20
 
 
 def test_imitation_is_learned() -> None:

@@ -38,6 +38,8 @@ def test_old_run_folders_are_read() -> None:
         dataset="d.jsonl",
         fields=("prompt=q",),
         reward=("0.5*bleu", "task"),
+        batch_size=1024,
+        learning_rate=3e-4,
         seed=3,
         device="cpu",
     )
@@ -57,7 +59,7 @@ def test_config_is_read_back() -> None:
     ("data", "train", "held_out"),
     [
         ({}, (None, "train"), (None, "test")),
-        ({"dataset": "a"}, ("a", "train[:90%]"), ("a", "train[90%:]")),
+        ({"dataset": "a"}, ("a", "shuffled(train)[:90%]"), ("a", "shuffled(train)[90%:]")),
         ({"dataset": "a", "eval_dataset": "b"}, ("a", "train"), ("b", "train")),
     ],
 )
@@ -81,7 +83,15 @@ def test_environment() -> None:
 
 def test_every_option_leads_somewhere() -> None:
     spec = RunSpec(
-        "TextGen-v0", kl_coef=0.3, top_k=5, lora_rank=4, seed=9, warm_start=2, whole_episodes=True
+        "TextGen-v0",
+        kl_coef=0.3,
+        top_k=5,
+        lora_rank=4,
+        seed=9,
+        warm_start=2,
+        whole_episodes=True,
+        learning_rate=3e-4,
+        vf_learning_rate=1e-3,
     )
     algorithm = spec.algorithm_kwargs()
     assert spec.algorithm is PPO
@@ -90,8 +100,11 @@ def test_every_option_leads_somewhere() -> None:
     assert algorithm["policy_kwargs"]["top_k"] == 5
     assert algorithm["policy_kwargs"]["peft_config"] == {"r": 4}
     assert RunSpec("TextGen-v0").algorithm_kwargs()["policy_kwargs"]["peft_config"] is None
-    schedule = algorithm["learning_rate"]
-    assert isinstance(schedule, LinearSchedule) and (schedule(1.0), schedule(0.0)) == (3e-4, 0.0)
+    for name, rate in (("learning_rate", 3e-4), ("vf_learning_rate", 1e-3)):
+        schedule = algorithm[name]
+        assert isinstance(schedule, LinearSchedule)
+        assert (schedule(1.0), schedule(0.0)) == (rate, 0.0)
+    assert not {"learning_rate", "vf_learning_rate"} & {*RunSpec("TextGen-v0").algorithm_kwargs()}
     assert spec.warm_start_kwargs() == {
         "passes": 2,
         "learning_rate": None,
@@ -210,7 +223,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plain")
 def test_options_that_an_algorithm_lacks_are_left_out() -> None:
-    own = {"learning_rate", "policy_kwargs", "seed", "device"}
+    own = {"policy_kwargs", "seed", "device"}
     assert RunSpec("TextGen-v0", algo="plain", seed=3).algorithm_kwargs().keys() == own
     spec = RunSpec("TextGen-v0", algo="withkl", kl_coef=0.5)
     assert spec.algorithm_kwargs().keys() == {*own, "kl_coef"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,14 @@ from typing import Any, ClassVar
 
 import datasets
 import gymnasium as gym
+import numpy as np
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from textenvs import Example, Task
-from textenvs.data.sources import load_examples
+from textenvs.data.sources import load_examples, splits_of
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a", "references": ["x", "y"], "level": 1},
@@ -60,7 +63,26 @@ def from_folder(folder: Path, rows: Sequence[Any]) -> str:
     return str(folder / "saved")
 
 
+def parquet_folder(folder: Path) -> str:
+    """Two files of one dataset, in the order of their names."""
+    (folder / "data").mkdir()
+    write_parquet(folder / "data" / "part-1.parquet", ROWS[2:])
+    write_parquet(folder / "data" / "part-0.parquet", ROWS[:2])
+    return str(folder)
+
+
+def write_json(path: Path, content: Any) -> str:
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return str(path)
+
+
 SOURCES: dict[str, Callable[[Path], Any]] = {
+    "json": lambda tmp: write_json(tmp / "d.json", ROWS),
+    "json with a line a row": lambda tmp: write_jsonl(tmp / "d.json", ROWS),
+    "json by split": lambda tmp: write_json(tmp / "d.json", {"train": ROWS, "test": ROWS[:1]}),
+    "folder of parquet": parquet_folder,
+    "DataFrame": lambda tmp: pandas.DataFrame(ROWS),
+    "arrow table": lambda tmp: pyarrow.Table.from_pylist(ROWS),
     "jsonl": lambda tmp: write_jsonl(tmp / "d.jsonl", ROWS),
     "jsonl.gz": lambda tmp: write_gz(tmp / "d.jsonl.gz", ROWS),
     "Path": lambda tmp: Path(write_jsonl(tmp / "d.jsonl", ROWS)),
@@ -96,13 +118,24 @@ def test_parts_by_percentage_are_disjoint_and_complete() -> None:
     assert parts[0] + parts[1] == tuple(Levels().examples("test"))
 
 
-def test_csv_has_one_reference_and_text_only(tmp_path: Path) -> None:
-    path = tmp_path / "d.csv"
-    path.write_text('\ufeffprompt,references,level\n"a, b",x,1\nc,"say ""y""",2\n', "utf-8")
+@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t"), ("csv.gz", ",")])
+def test_csv_has_one_reference_and_text_only(suffix: str, delimiter: str, tmp_path: Path) -> None:
+    path, opener = tmp_path / f"d.{suffix}", gzip.open if suffix.endswith("gz") else open
+    rows = [["prompt", "references", "level"], ["a, b", "x", "1"], ["c", 'say "y"', "2"]]
+    with opener(path, "wt", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
     assert load_examples(Levels(), path) == (
         Example("a, b", ("x",), {"level": "1"}),
         Example("c", ('say "y"',), {"level": "2"}),
     )
+
+
+def test_empty_cells_of_csv_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("prompt,references,level\na,,1\n,x,2\n")
+    assert load_examples(Levels(), path, split="train[:1]") == (Example("a", (), {"level": "1"}),)
+    with pytest.raises(ValueError, match=r"d\.csv, row 3: the prompt \('prompt'\) is missing"):
+        load_examples(Levels(), path)
 
 
 def test_fields_map_names_to_columns() -> None:
@@ -142,9 +175,11 @@ def test_an_unknown_split_of_a_task(split: Any) -> None:
         load_examples(Levels(), split=split)
 
 
-@pytest.mark.parametrize("split", ["", "train[5]", "train[:x]", "train + test", "train[:1.5%]"])
+@pytest.mark.parametrize(
+    "split", ["", "train[5]", "train[:x]", "train + test", "train[:1.5%]", "shuffled(train"]
+)
 def test_a_malformed_split(split: str) -> None:
-    with pytest.raises(ValueError, match=r"must look like 'train' or 'train\[:90%\]'"):
+    with pytest.raises(ValueError, match=r"must look like 'train', 'train\[:90%\]' or 'shuffled"):
         load_examples(Levels(), split=split)
 
 
@@ -189,7 +224,7 @@ def test_an_unknown_field_lists_the_columns_and_the_remedy(tmp_path: Path) -> No
     message = r"row 1: no field 'prompt'.* has 'mr', 'refs'.*fields=\{'prompt': \.\.\.\}"
     with pytest.raises(ValueError, match=message):
         load_examples(Task(), path)
-    with pytest.raises(ValueError, match="no field 'ref' to read the references from"):
+    with pytest.raises(ValueError, match=r"no field 'ref' to .* fields=\{'references': 'refs'\}"):
         load_examples(Task(), path, {"prompt": "mr", "references": "ref"})
     with pytest.raises(ValueError, match="no field 'level' to read the level from"):
         load_examples(Levels(), [{"prompt": "a"}])
@@ -199,7 +234,10 @@ def test_an_unknown_field_lists_the_columns_and_the_remedy(tmp_path: Path) -> No
     ("row", "message"),
     [
         ({"prompt": 5}, r"row 1: the prompt must be text, but it is a int \(5\)"),
-        ({"prompt": "a", "references": 5}, "row 1: the references must be .* but they are 5"),
+        ({"prompt": "a", "references": 5.5}, "row 1: the references must be .* but they are 5.5"),
+        ({"prompt": "a", "references": True}, "row 1: the references must be .* they are True"),
+        ({"prompt": "a", "references": {"b": 1}}, "row 1: the references must be a text or"),
+        ({"prompt": "a", "references": b"b"}, "row 1: the references must be a text or"),
         ({"prompt": "a", "references": ["b", None]}, "row 1: the references must be a text or"),
     ],
 )
@@ -208,7 +246,7 @@ def test_a_value_of_another_type(row: Any, message: str) -> None:
         load_examples(Task(), [row])
 
 
-@pytest.mark.parametrize("line", ["{'prompt': 'b'}", '"b"', "[1]", "", '{"prompt": "b"'])
+@pytest.mark.parametrize("line", ["{'prompt': 'b'}", '"b"', "[1]", '{"prompt": "b"'])
 def test_a_line_that_is_no_json_object(line: str, tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(f'{{"prompt": "a"}}\n{line}\n')
@@ -223,10 +261,10 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
         load_examples(Task(), tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["d.txt", "d.json", "d.tsv", "d", "d.csv.gz"])
+@pytest.mark.parametrize("name", ["d.txt", "d", "d.parquet.gz", "d.txt.gz"])
 def test_an_unknown_file_format(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("a")
-    with pytest.raises(ValueError, match=r"Unknown file format .*expected one of \.jsonl, \.jsonl"):
+    with pytest.raises(ValueError, match=r"Unknown file format .*expected one of \.jsonl, \.json"):
         load_examples(Task(), tmp_path / name)
 
 
@@ -268,3 +306,137 @@ def test_a_streamed_dataset_is_an_error() -> None:
 def test_a_row_of_another_type_is_an_error() -> None:
     with pytest.raises(TypeError, match="row 2: expected an Example or a mapping, got a str"):
         load_examples(Task(), [ROWS[0], "text"])
+
+
+@pytest.mark.parametrize(
+    "text", ["{row}\n{row}\n\n", "\ufeff{row}\n{row}", "{row}\n  \n{row}\r\n\r\n"]
+)
+def test_blank_lines_and_byte_order_marks_are_no_rows(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(text.replace("{row}", '{"prompt": "a"}'), encoding="utf-8", newline="")
+    assert load_examples(Task(), path) == (Example("a"), Example("a"))
+
+
+@pytest.mark.parametrize(
+    "content", ["5", '{"prompt": "a"}', "[[1]]", '{"train": ["a"]}', '[{"prompt": "a"}', "{}"]
+)
+def test_json_that_holds_no_rows(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(content)
+    if content == '{"prompt": "a"}':  # as a line of .jsonl, it would be a row
+        message = "expected a list of objects, or such lists by split"
+    else:
+        message = "could not be read"
+    with pytest.raises(ValueError, match=rf"d\.json could not be read.*|{message}"):
+        load_examples(Task(), path)
+
+
+def test_folders_of_parquet_files_by_split(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", ROWS[:1])
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", ROWS[1:2])
+    (tmp_path / "val").mkdir()
+    write_parquet(tmp_path / "val" / "0.parquet", ROWS[2:])
+    assert load_examples(Task(), tmp_path) == EXAMPLES[:2]
+    assert load_examples(Task(), tmp_path, split="validation") == EXAMPLES[2:]
+    assert splits_of(str(tmp_path), "train") == ["train", "validation"]
+    with pytest.raises(ValueError, match="this dataset has train, validation"):
+        load_examples(Task(), tmp_path, split="test")
+
+
+def test_a_folder_without_data_says_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no dataset: expected .*save_to_disk.*\.parquet"):
+        load_examples(Task(), tmp_path)
+
+
+def test_missing_values_of_a_table_are_missing() -> None:
+    table = pandas.DataFrame({"prompt": ["a", "b"], "level": [1, None], "references": ["x", None]})
+    assert load_examples(Task(), table) == (Example("a", ("x",)), Example("b"))
+    level = load_examples(Levels(), table, split="train[:1]")[0].data["level"]
+    assert level == 1 and not isinstance(level, float)
+    with pytest.raises(ValueError, match=r"DataFrame, row 2: the level .*missing"):
+        load_examples(Levels(), table)
+
+
+NESTED = [{"translation": {"en": "a", "fr": ["x"], "de": None}, "id": {"n": 7}}]
+
+
+def test_nested_columns_have_dotted_names(tmp_path: Path) -> None:
+    fields = {"prompt": "translation.en", "references": "translation.fr", "number": "id.n"}
+    expected = (Example("a", ("x",), {"number": 7}),)
+    jsonl = write_jsonl(tmp_path / "d.jsonl", NESTED)
+    for source in (NESTED, jsonl, datasets.Dataset.from_list(NESTED), pandas.DataFrame(NESTED)):
+        assert load_examples(Task(), source, fields) == expected
+    with pytest.raises(ValueError, match=r"row 1: the prompt \('translation.de'\) is missing"):
+        load_examples(Task(), NESTED, {"prompt": "translation.de"})
+    with pytest.raises(
+        ValueError, match=r"no field 'translation.it' .* row has 'translation', 'id'"
+    ):
+        load_examples(Task(), NESTED, {"prompt": "translation.it"})
+    # A column of just this name comes first.
+    both = [{"a.b": "plain", "a": {"b": "nested"}}]
+    assert load_examples(Task(), both, {"prompt": "a.b"})[0].prompt == "plain"
+
+
+def test_whole_numbers_are_references() -> None:
+    rows = [
+        {"prompt": "6 x 7", "references": 42},
+        {"prompt": "-", "references": [1, np.int64(2), "3"]},
+    ]
+    assert [e.references for e in load_examples(Task(), rows)] == [("42",), ("1", "2", "3")]
+    table = pandas.DataFrame({"prompt": ["a"], "references": [42]})
+    assert load_examples(Task(), table)[0].references == ("42",)
+
+
+@pytest.mark.parametrize("name", ["reference", "Prompt", "prompts", "levl"])
+def test_a_near_miss_of_a_field_is_told_the_name(name: str) -> None:
+    message = rf"fields has '{name}', which Levels does not read: did you mean '\w+'\? It reads 'p"
+    with pytest.raises(ValueError, match=message):
+        load_examples(Levels(), ROWS, {name: "prompt"})
+    assert load_examples(Levels(), ROWS, {"note": "prompt"})[0].data["note"] == "a"
+
+
+@pytest.mark.parametrize("fields", ["prompt=a", ["prompt"], {"prompt": 1}, {1: "prompt"}])
+def test_fields_map_texts_to_texts(fields: Any) -> None:
+    with pytest.raises(TypeError, match="fields must map names to columns"):
+        load_examples(Task(), ROWS, fields)
+
+
+def test_a_shuffled_part_is_of_all_kinds_and_seeded(tmp_path: Path) -> None:
+    """A file that is sorted by its labels has all of them on both sides."""
+    rows = [{"prompt": f"{i}", "references": ["a" if i < 50 else "b"]} for i in range(100)]
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    parts = [load_examples(Task(), path, split=f"shuffled(train){part}") for part in PARTS]
+    assert [len(part) for part in parts] == [90, 10]
+    assert {e.prompt for part in parts for e in part} == {row["prompt"] for row in rows}
+    for part in parts:
+        assert {e.references for e in part} == {("a",), ("b",)}
+    for source in (rows, datasets.Dataset.from_list(rows), pandas.DataFrame(rows)):
+        with pytest.warns(UserWarning, match=r"Only 10 of the 100 examples of .* are in 'shuffled"):
+            assert load_examples(Task(), source, split="shuffled(train)[90%:]") == parts[1]
+    assert load_examples(Task(), path, split="train[90%:]") == load_examples(Task(), path)[90:]
+
+
+PARTS = ("[:90%]", "[90%:]")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_row_of_a_shuffled_part_is_named_by_its_line(part: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"{i}"} for i in range(40)]
+    chosen = load_examples(Task(), rows, split=f"shuffled(train){part}")[0].prompt
+    rows[int(chosen)] = {"prompt": None}
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    with pytest.raises(ValueError, match=rf"d\.jsonl, row {int(chosen) + 1}: the prompt"):
+        load_examples(Task(), path, split=f"shuffled(train){part}")
+
+
+def refuse_b(example: Example) -> None:
+    if example.prompt == "b":
+        raise ValueError("b is no good.")
+
+
+@pytest.mark.parametrize("source", ["jsonl", "rows", "examples", "DataFrame", "json by split"])
+def test_a_row_that_does_not_pass_a_check_is_named(source: str, tmp_path: Path) -> None:
+    dataset = SOURCES[source](tmp_path)
+    with pytest.raises(ValueError, match=r"(d\.jsonl?|list|DataFrame), row 2: b is no good\."):
+        load_examples(Task(), dataset, check=refuse_b)
+    assert len(load_examples(Task(), dataset, split="train[2:]", check=refuse_b)) == 1

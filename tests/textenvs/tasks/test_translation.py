@@ -6,7 +6,8 @@ import sacrebleu
 
 from textenvs.task import SPLITS, Example, Transcript, Turn
 from textenvs.tasks.translation.grammar import in_german
-from textenvs.tasks.translation.task import NUM_SENTENCES, Translation, sample_clause
+from textenvs.tasks.translation.sampling import sample_clause
+from textenvs.tasks.translation.task import NUM_SENTENCES, Translation
 from textenvs.tasks.translation.words import ADJECTIVES, MODALS, NOUNS, TIMES, VERBS
 
 

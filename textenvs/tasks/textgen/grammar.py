@@ -231,6 +231,11 @@ def expand(*patterns: str) -> tuple[str, ...]:
     )
 
 
+def ends(domain: Domain) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the good and the bad sentences that can be added, as patterns."""
+    return (*domain.good_end, *GOOD_END), (*domain.bad_end, *BAD_END)
+
+
 def continuation(domain: Domain, mood: Mood, rng: np.random.Generator) -> str:
     """Return a sentence that continues any of the domain's openings in the given mood."""
 
@@ -238,7 +243,7 @@ def continuation(domain: Domain, mood: Mood, rng: np.random.Generator) -> str:
         texts = expand(*patterns)
         return texts[rng.integers(len(texts))]
 
-    good_end, bad_end = (*domain.good_end, *GOOD_END), (*domain.bad_end, *BAD_END)
+    good_end, bad_end = ends(domain)
     if mood == "good":
         return f"{pick(*domain.good)}, and {pick(*good_end)}."
     if mood == "bad":
@@ -248,3 +253,23 @@ def continuation(domain: Domain, mood: Mood, rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
         return f"{pick(*domain.good)}, but {pick(*bad_end)}."
     return f"{pick(*domain.bad)}, but {pick(*good_end)}."
+
+
+def continues(domain: Domain, text: str) -> bool:
+    """Return whether `continuation` may return a text, in any mood."""
+    return _continuations(domain).fullmatch(text) is not None
+
+
+@cache
+def _continuations(domain: Domain) -> re.Pattern[str]:
+    def one_of(patterns: tuple[str, ...]) -> str:
+        return "(?:" + "|".join(patterns).replace("{", "(?:").replace("}", ")") + ")"
+
+    good_end, bad_end = map(one_of, ends(domain))
+    good, bad, plain = map(one_of, (domain.good, domain.bad, domain.plain))
+    sentences = (
+        f"{good}(?:, and {good_end}|, but {bad_end})",
+        f"{bad}(?:, and {bad_end}|, but {good_end})",
+        f"{plain}, and {one_of(domain.plain_end)}",
+    )
+    return re.compile(f"(?:{'|'.join(sentences)})\\.")

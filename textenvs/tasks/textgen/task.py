@@ -10,7 +10,7 @@ import numpy as np
 from textenvs.data.splits import split_examples
 from textenvs.rewards.metrics import sentiment
 from textenvs.task import Example, Task, Transcript
-from textenvs.tasks.textgen.grammar import DOMAINS, Mood, continuation, expand
+from textenvs.tasks.textgen.grammar import DOMAINS, Domain, Mood, continuation, continues, expand
 
 
 class TextGen(Task):
@@ -32,6 +32,10 @@ class TextGen(Task):
 
     ## Success
     A sentiment of at least `success_score`.
+
+    ## Well-formed
+    The grammar produces the response after this opening, in any mood. Of other openings than the
+    built-in ones nothing is said.
 
     ## Data
     3,180 openings from a grammar of restaurants, hotels, series, gadgets, books and trips, each
@@ -59,9 +63,16 @@ class TextGen(Task):
         """Return the sentiment of each response, in [-1, 1]."""
         return sentiment(transcripts)
 
-    def is_success(self, transcript: Transcript) -> bool:
-        """Return whether the response is clearly positive."""
-        return self.score([transcript])[0] >= self.success_score
+    def is_well_formed(self, transcript: Transcript) -> bool | None:
+        """Return whether the grammar produces the response after this opening; None: after none."""
+        domain = _domains().get(transcript.example.prompt)
+        return None if domain is None else continues(domain, transcript.response)
+
+
+@lru_cache(maxsize=1)
+def _domains() -> dict[str, Domain]:
+    """Return what each opening is about."""
+    return {opening: domain for domain in DOMAINS for opening in expand(domain.opening)}
 
 
 @lru_cache(maxsize=1)
