@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,7 +72,9 @@ def train(options: Train, console: Console) -> None:
             if parallel.is_main() and not (run.folder / CURVE).is_file():
                 plot_learning_curve(run)  # It was killed just before.
             return
-    lines = LiveLines(console.print, options.timesteps, options.own_reward)
+    lines = LiveLines(
+        partial(console.print, highlight=False), run.spec.timesteps, run.spec.own_reward
+    )
 
     def show(row: dict[str, Any]) -> None:
         if options.verbose:
@@ -98,6 +101,10 @@ def show_results(run: Run, console: Console) -> None:
     before, after = run.transcripts("before"), run.transcripts("after")
     console.print(comparison_table(before, after, 5, console.color_system is not None))
     console.print(summary_table(summary, run.spec.own_reward))
+    if "best" in summary:
+        best = summary["best"]
+        at = f"{best['mean_reward']:.3f} at {best['timesteps']:,} tokens"
+        console.print(f"Best held-out reward: {at}, kept in {best['model']}")
     console.print(f"{summary['tokens_per_second']:,.0f} tokens/s on {summary['device']}")
     console.print(f"Run folder: {run.folder}", soft_wrap=True)
     console.print("\nWhat next?")

@@ -56,19 +56,21 @@ class LiveLines:
         """Return the texts of a rollout's line by their columns."""
         observed = [(name, f"rollout/{name}", ".2f") for name in _observed(row, "rollout/")]
         columns = [REWARD, *([SUCCESS] if self.show_success else []), *observed, KL, SPEED]
-        seconds, steps = row["time/time_elapsed"], row[STEP]
-        left = (self.timesteps - steps) / max(row["time/fps"], 1)
+        # Before the first update nobody knows how long one takes.
+        left = (self.timesteps - row[STEP]) / max(row["time/fps"], 1) if self._header else None
         return {
-            "tokens": f"{steps:,}",
-            **{name: format(row[key], spec) for name, key, spec in columns if key in row},
-            "elapsed": duration(seconds),
-            "left": duration(left),
+            "tokens": f"{row[STEP]:,}",
+            **{name: _format(row[key], spec) for name, key, spec in columns if key in row},
+            "elapsed": duration(row["time/time_elapsed"]),
+            "left": "" if left is None else duration(left),
         }
 
     def _show_evaluation(self, row: Mapping[str, Any]) -> None:
         reward = row[HELD_OUT]
         best = self._best is None or reward > self._best
         self._best = reward if self._best is None else max(reward, self._best)
+        if not 0 < row[STEP] < self.timesteps:  # It is told by itself.
+            return
         parts = [f"held-out reward {reward:.3f}"]
         if "eval/standard_error" in row:
             parts[0] += f" ± {row['eval/standard_error']:.3f}"
@@ -77,6 +79,12 @@ class LiveLines:
         parts += [f"{name} {row[f'eval/{name}']:.2f}" for name in _observed(row, "eval/")]
         parts.append("the best so far" if best else f"the best was {self._best:.3f}")
         self.write(f"{row[STEP]:>{WIDTH},}  {', '.join(parts)}")
+
+
+def _format(value: float, spec: str) -> str:
+    """Return a number as text, without a minus in front of 0."""
+    text = format(value, spec)
+    return text if text.strip("-0.%") else text.removeprefix("-")
 
 
 def _observed(row: Mapping[str, Any], prefix: str) -> list[str]:

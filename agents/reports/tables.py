@@ -11,6 +11,9 @@ from rich.text import Text
 from agents.reports.differences import marked
 from agents.training.evaluation import reward_text
 
+# Control characters, which a terminal would obey, as Unicode's pictures of them.
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -93,6 +96,6 @@ def _some(items: Sequence[Any], count: int) -> Sequence[Any]:
 def _texts(record: Mapping[str, Any]) -> tuple[str, str]:
     """Return the prompt, and what followed: the response, or the rest of the conversation."""
     first, *rest = record["turns"]
-    if len(rest) == 1:
-        return first["text"], rest[0]["text"]
-    return first["text"], "\n".join(f"{turn['role']}: {turn['text']}" for turn in rest)
+    lines = [f"{turn['role']}: {turn['text']}" for turn in rest]
+    response = rest[0]["text"] if len(rest) == 1 else "\n".join(lines)
+    return first["text"].translate(PICTURES), response.translate(PICTURES)

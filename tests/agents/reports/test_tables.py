@@ -51,6 +51,11 @@ def test_before_and_after_side_by_side() -> None:
     assert "\x1b[1;32mhot" in coloured and "[hot]" not in coloured
 
 
+def test_a_terminal_does_not_obey_a_response() -> None:
+    text = shown(transcripts_table([record("a\x1b[2Jb\x04", 0.0)], 1))
+    assert "a\u241b[2Jb\u2404" in text and "\x1b" not in text and "\x04" not in text
+
+
 def test_conversations_name_who_speaks() -> None:
     records = [record("When?", 0.0, ("user", "Friday"), ("agent", "Fine"))] * 7
     text = shown(transcripts_table(records, 3))
