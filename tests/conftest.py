@@ -30,7 +30,7 @@ TEXT = (
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the imports have made out of garbage collection: a tenth of the time goes there."""
+    """Leave what imports have made out of garbage collection: a tenth of the time goes there."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
