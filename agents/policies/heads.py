@@ -42,6 +42,7 @@ class CriticMixin(ABC):
     value_backbone: Backbone | None
     value_head: ValueHead | None
     value_model_is_copy: bool
+    vocab_size: int
     vf_detach: bool = False
 
     @abstractmethod
@@ -56,7 +57,7 @@ class CriticMixin(ABC):
             critic: Whether there is a critic.
 
         Raises:
-            ValueError: If there is a model for a critic that is not there.
+            ValueError: If there is a model for a critic that is not there, or one that lacks tokens.
         """
         if value_model is not None and not critic:
             raise ValueError("A value_model is a critic's: leave it out, or critic=False.")
