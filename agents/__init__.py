@@ -9,6 +9,7 @@ from agents.rollouts.vec_env import GymnasiumVecEnv
 from agents.training.checkpoints import CheckpointCallback
 from agents.training.evaluation import evaluate_split
 from agents.training.imitation import warm_start
+from agents.training.pretrained import evaluate_model
 from agents.training.run import Run
 from agents.training.spec import RunSpec
 
@@ -22,6 +23,7 @@ __all__ = [
     "RunSpec",
     "SequenceRolloutBuffer",
     "TransformerPolicy",
+    "evaluate_model",
     "evaluate_split",
     "warm_start",
 ]

@@ -25,6 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.peft_utils import find_adapter_config_file
 
 T = TypeVar("T")
 
@@ -153,6 +154,17 @@ def set_recomputation(layer: nn.Module, function: Callable[..., Any]) -> None:
     checkpointed = cast("Any", layer)
     checkpointed.gradient_checkpointing = True
     checkpointed._gradient_checkpointing_func = function
+
+
+def adapter_config_file(name: str) -> str | None:
+    """Return where an adapter's adapter_config.json is, if `name` is that of an adapter.
+
+    transformers 5.17, 5.23.
+    """
+    try:
+        return find_adapter_config_file(name)
+    except OSError:  # neither a folder nor a hub id
+        return None
 
 
 def use_one_device(arguments: Any) -> None:

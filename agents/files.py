@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -65,7 +66,19 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, all of it or nothing; what JSON has no form for is written as its `str`."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+    text = json.dumps(as_json(content), indent=2, default=str, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def as_json(content: Any) -> Any:
+    """Return content with None for what JSON has no numbers for: NaN and the infinities."""
+    if isinstance(content, Mapping):
+        return {key: as_json(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [as_json(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 def read_json(path: Path) -> Any:
@@ -89,4 +102,4 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def json_line(record: Mapping[str, Any]) -> str:
     """Return a record as a line of a JSONL file, with its end."""
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json.dumps(as_json(record), ensure_ascii=False, allow_nan=False) + "\n"

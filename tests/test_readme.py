@@ -9,6 +9,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
+from agents.cli.evaluate import Evaluate
 from agents.cli.main import main
 from agents.cli.train import Train
 from agents.training.registry import ALGORITHMS
@@ -74,8 +75,12 @@ def test_what_a_page_names_exists(page: Path) -> None:
         assert (ROOT / path).exists() or "NAME" in path, path
     for name in re.findall(r"`((?:agents|textenvs)(?:\.\w+)+)[`(]", text):
         assert pkgutil.resolve_name(name) is not None
-    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Train)}
-    others = {"--help", "--nproc-per-node"}
+    options = {
+        f"--{field.name.replace('_', '-')}"
+        for command in (Train, Evaluate)
+        for field in dataclasses.fields(command)
+    }
+    others = {"--help", "--version", "--nproc-per-node"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= options | others
 
 

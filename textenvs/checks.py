@@ -43,6 +43,8 @@ def check_text_env(env: gym.Env[Any, Any], episodes: int = 3, seed: int = 0) -> 
             _check_observation(env, observation)
             done = terminated or truncated
             _check_step(env, before, action, observation, float(reward), terminated, info)
+            if "transcript" in info and info["transcript"].truncated:
+                _expect(truncated, "a conversation that no longer fits must truncate its episode")
     _check_determinism(env, seed)
 
 
@@ -89,7 +91,9 @@ def _check_step(
     space: Any = env.unwrapped.action_space
     length = int(before["response_length"][0])
     budget = before["response"].shape[0]
-    turn_ended = action == space.eos_token_id or length + 1 == budget
+    # Within the budget, a text may have ended the turn.
+    stopped = getattr(info.get("transcript"), "stopped", False)
+    turn_ended = action in space.stop_token_ids or length + 1 == budget or stopped
     _expect(
         ("transcript" in info) == turn_ended,
         f"info must have a transcript exactly when a turn ended (EOS, or {budget} tokens), but "
@@ -110,12 +114,13 @@ def _check_step(
         bool(np.isclose(sum(terms.values()), reward)),
         f"the reward terms {terms} must add up to the reward {reward}",
     )
+    transcript = info["transcript"]
     _expect(
-        info["transcript"].final == terminated,
-        f"the transcript's final={info['transcript'].final} must say whether the episode "
-        f"terminated ({terminated})",
+        transcript.final == (terminated or transcript.truncated),
+        f"the transcript's final={transcript.final} and truncated={transcript.truncated} must say "
+        f"whether the episode terminated ({terminated})",
     )
-    if not terminated:
+    if not transcript.final:
         _check_growth(before, action, after, length)
 
 

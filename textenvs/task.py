@@ -62,11 +62,19 @@ class Transcript:
 
     Args:
         example: The example that the episode is about.
-        turns: The conversation so far. It starts with the example's prompt as the user's turn and
-            ends with the agent's response, so a single-turn task has two.
+        turns: The conversation so far. It starts with what the agent was given (`Task.prompt`) as
+            the user's turn and ends with the agent's response, so a single-turn task has two. What
+            `Task.format_turn` puts around each turn of a conversation is left out.
         response_tokens: How many tokens the last response took, EOS included.
-        stopped: True if the agent ended the response with EOS, False if the budget ran out.
+        stopped: True if the agent ended the response, with EOS or another stop; False if the budget
+            ran out.
         final: True if this turn ended the episode.
+        truncated: True if it ended the episode only because the conversation no longer fits the
+            prompt budget.
+        references: The example's references as the tokenizer gives them back, without surrounding
+            white space: what a response can be. None: without surrounding white space.
+        raw_response: The last response with its white space and its special tokens, but for the
+            stop token that ended it. None: as in `turns`.
     """
 
     example: Example
@@ -74,26 +82,32 @@ class Transcript:
     response_tokens: int = 0
     stopped: bool = True
     final: bool = True
+    truncated: bool = False
+    references: tuple[str, ...] = None  # type: ignore[assignment]
+    raw_response: str = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Fill in what was left out."""
+        if self.references is None:
+            stripped = tuple(text.strip() for text in self.example.references)
+            object.__setattr__(self, "references", stripped)
+        if self.raw_response is None:
+            object.__setattr__(self, "raw_response", self.turns[-1].text if self.turns else "")
 
     @property
     def prompt(self) -> str:
-        """The example's prompt: the first thing that the agent was given."""
+        """The first thing that the agent was given, as it was read."""
         return self.turns[0].text
 
     @property
     def response(self) -> str:
         """What the agent said last, without surrounding white space."""
-        return self.turns[-1].text
+        return self.turns[-1].text.strip()
 
     @property
     def responses(self) -> tuple[str, ...]:
         """Everything that the agent said, turn by turn."""
         return tuple(turn.text for turn in self.turns if turn.role == "agent")
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        """The example's references."""
-        return self.example.references
 
     def __str__(self) -> str:
         """The conversation, a line a turn."""
@@ -117,8 +131,8 @@ class Task:
         max_prompt_tokens: The prompt budget in tokens. None: as long as the longest prompt.
         max_new_tokens: The response budget in tokens, for each turn. EOS counts.
         max_turns: How many turns the agent has at most.
-        choices: The only responses allowed (labels), or None. The agent is then confined to the
-            tokens that they are made of and `max_new_tokens` is the longest of them.
+        choices: The only responses allowed (labels), or None. The agent can then say nothing else,
+            and `max_new_tokens` is the longest of them.
             `gym.make(..., choices=...)` overrides it.
         template: The text around the prompt, "Review: {prompt} Label:", in which names in
             braces are the prompt and what else is in `Example.data`. None: the prompt alone.
@@ -144,6 +158,11 @@ class Task:
     slow_score: bool = False
     best_return: float | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Task:
+        # Environments share a task: its methods are pure functions, and what it may hold besides,
+        # such as a model or a lock, must not be copied or cannot be.
+        return self
+
     def examples(self, split: str) -> Sequence[Example]:
         """Return the task's own data of one split ("train", "validation" or "test")."""
         raise ValueError(
@@ -154,11 +173,14 @@ class Task:
     def prompt(self, example: Example) -> str:
         """Return the text that the agent is given: the example's prompt in the template.
 
+        Special tokens are meant as such where this method writes them, and as text where they are
+        in the example. In a conversation it is written as `format_turn` does.
+
         Raises:
             ValueError: If the template names something that the example does not have.
         """
         if self.template is None:
-            return example.prompt
+            return self._turn(example.prompt)
         values = {**example.data, "prompt": example.prompt}
 
         def fill(match: re.Match[str]) -> str:
@@ -169,7 +191,14 @@ class Task:
                 )
             return str(values[match[1]])
 
-        return _FIELD.sub(fill, self.template)
+        return self._turn(_FIELD.sub(fill, self.template))
+
+    def _turn(self, text: str) -> str:
+        return self.format_turn(text) if self.max_turns > 1 else text
+
+    def format_turn(self, text: str) -> str:
+        """Return a user's turn of a conversation as the agent reads it, with the agent's cue."""
+        return f"User: {text}\nAgent:"
 
     def score(self, transcripts: Sequence[Transcript]) -> Sequence[float]:
         """Return one reward for each finished transcript, in order."""
@@ -219,7 +248,7 @@ class Task:
 
     def format_reply(self, reply: str) -> str:
         """Return the text that is put between the agent's last response and its next one."""
-        return f"\nUser: {reply}\nAgent:"
+        return f"\n{self.format_turn(reply)}"
 
     def demonstrate(self, example: Example, turns: Sequence[Turn], rng: np.random.Generator) -> str:
         """Return a response worth imitating before any reward is known (used for warm starts).

@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from agents import parallel
 from agents.algorithms.base import TransformerAlgorithm
 from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss, ValueLoss
+from agents.models.loading import ModelKind
 
 
 class A2C(TransformerAlgorithm, stable_baselines3.A2C):
@@ -49,9 +50,16 @@ class A2C(TransformerAlgorithm, stable_baselines3.A2C):
         kl_in: "reward" or "loss": where the KL counts.
         ref_model: The reference: a name or path. None: the policy when `learn` is first called.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation.
-        whole_episodes: Whether to learn nothing from episodes that a rollout's end has cut.
+        whole_episodes: Whether to learn from complete episodes alone; see `agents.PPO`.
         episodes_per_slot: Whole episodes from each environment, instead of `n_steps` tokens.
         micro_batch_size: Compute the gradient in parts of at most so many tokens, or at once.
+        whiten_floor: The least standard deviation that whitening divides by.
+        fit_critic: Whether a new value head is fitted to the first rollout before it is used.
+        critic_warmup: So many updates at the beginning train the critic's own parameters alone.
+        vf_learning_rate: The critic's own learning rate. None: as the actor's.
+        vf_detach: Whether the value loss leaves the trunk alone that actor and critic share.
+        gae_lambda_vf: The lambda of the returns that the critic learns. None: `gae_lambda`.
+        gae_length_alpha: See `agents.PPO`.
     """
 
     text_defaults: ClassVar[dict[str, Any]] = {
@@ -64,6 +72,7 @@ class A2C(TransformerAlgorithm, stable_baselines3.A2C):
         "use_rms_prop": False,
         "normalize_advantage": True,
     }
+    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 1e-4}
     # Ctrl-C ends all ranks at the same place.
     learn = parallel.interrupted_together()(stable_baselines3.A2C.learn)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -77,10 +77,22 @@ def signed(cls: Any) -> dict[str, inspect.Parameter]:
     for name in cls.text_defaults:
         if name in merged:
             merged[name] = merged[name].replace(default=None)
-    own = [
-        parameter
+    return {**merged, **own_parameters(cls)}
+
+
+def own_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Return the parameters that ours add to SB3's."""
+    return {
+        name: parameter
         for base in reversed(cls.__mro__)
-        for parameter in inspect.signature(vars(base).get("__init__", object)).parameters.values()
+        for name, parameter in inspect.signature(
+            vars(base).get("__init__", object)
+        ).parameters.items()
         if base.__module__.startswith("agents.") and parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    return {**merged, **{parameter.name: parameter for parameter in own}}
+    }
+
+
+def given_own(agent: Any, names: Iterable[str] | None = None) -> list[str]:
+    """Return which of an agent's own arguments (or of these) are not at their defaults."""
+    own = own_parameters(type(agent))
+    return [name for name in names or own if getattr(agent, name) != own[name].default]

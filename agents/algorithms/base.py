@@ -5,50 +5,63 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections import deque
 from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import parallel
-from agents.algorithms.arguments import for_transformers, given_arguments, sb3_class, signed
-from agents.algorithms.checks import check_minimums
-from agents.algorithms.setup import SetUp
+from agents.algorithms.arguments import (
+    for_transformers,
+    given_arguments,
+    given_own,
+    sb3_class,
+    signed,
+)
+from agents.algorithms.checks import check_batch_size, check_minimums, check_ranges
+from agents.algorithms.recording import Recorded
 from agents.learning.advantages import GAE, AdvantageEstimator
+from agents.learning.critic import fit_critic
 from agents.learning.kl import (
     KLEstimator,
     KLPlace,
     adapt_kl_coef,
-    estimate_kl,
 )
-from agents.learning.losses import KLLoss, LossTerm
+from agents.learning.losses import KLLoss, LossTerm, ValueLoss
 from agents.learning.objective import Aggregation, Objective
 from agents.learning.reference import score_reference
-from agents.learning.rewards import bootstrap_truncations, fill_values, whiten_rewards
-from agents.learning.updater import UpdateLog, update
+from agents.learning.rewards import (
+    bootstrap_truncations,
+    fill_last_values,
+    fill_values,
+    penalize_kl,
+    whiten_rewards,
+)
+from agents.learning.updater import update
+from agents.models.loading import ModelKind, check_device, model_kind
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.collector import StepSource
 from agents.rollouts.sources import RolloutSource
 from agents.rollouts.statistics import (
     TurnMetrics,
-    add_turn,
-    episode_sums,
-    peak_memory,
-    record_turns,
+)
+from agents.rollouts.unfinished import UnfinishedEpisode, unfinished_episodes
+
+CRITIC_ARGUMENTS = (
+    *("fit_critic", "critic_warmup", "vf_learning_rate", "vf_detach"),
+    *("gae_lambda_vf", "gae_length_alpha"),
 )
 
 
-class TransformerAlgorithm(SetUp):
+class TransformerAlgorithm(Recorded):
     """An on-policy algorithm of SB3 that also trains a `TransformerPolicy`, by our own means.
 
     A class is made from this one and SB3's, in that order, and says what it minimises. With
@@ -65,9 +78,21 @@ class TransformerAlgorithm(SetUp):
         kl_in: "reward" or "loss": where the KL counts.
         ref_model: The reference: a name or path. None: the policy when `learn` is first called.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation.
-        whole_episodes: Whether to learn nothing from episodes that a rollout's end has cut.
+        whole_episodes: Whether to learn from complete episodes alone. What a rollout's end cuts
+            is learned when it is complete, with its own log-probabilities.
         episodes_per_slot: Whole episodes from each environment, instead of `n_steps` tokens.
         micro_batch_size: Compute gradients in parts of at most so many tokens. None: at once.
+        whiten_floor: The least standard deviation that whitening divides by, of rewards and
+            advantages alike: where nearly all episodes earn the same, noise stays small.
+        fit_critic: Whether to fit a new value head to the first rollout before it is used; see
+            `agents.learning.critic.fit_critic`.
+        critic_warmup: So many updates at the beginning train the critic's own parameters alone.
+        vf_learning_rate: The critic's own learning rate, a number or a function of the remaining
+            progress. None: that of the actor.
+        vf_detach: Whether the value loss leaves a trunk alone that the critic shares.
+        gae_lambda_vf: The lambda of the returns that the critic learns. None: that of advantages.
+        gae_length_alpha: Advantages of longer episodes look farther; see
+            `agents.learning.advantages.GAE`. None: `gae_lambda` for all.
 
     Raises:
         ValueError: For arguments that make no sense together; for what the policy finds wrong
@@ -75,6 +100,8 @@ class TransformerAlgorithm(SetUp):
 
     Attributes:
         text_defaults: What `TransformerPolicy` takes where an argument is left at None.
+        learning_rates: The learning rate that it takes instead for a pretrained model and for an
+            adapter; it falls to 0 linearly.
         transformers_only: Whether there is no such algorithm for SB3's policies.
         unused: Arguments of SB3's class that mean nothing here, and are none of this one's.
         aggregation: What the means of its losses are over; see `Objective`.
@@ -82,6 +109,7 @@ class TransformerAlgorithm(SetUp):
     """
 
     text_defaults: ClassVar[dict[str, Any]] = {}
+    learning_rates: ClassVar[dict[ModelKind, float]] = {}
     transformers_only: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
     aggregation: Aggregation = "token"
@@ -106,11 +134,18 @@ class TransformerAlgorithm(SetUp):
         whole_episodes: bool = False,
         episodes_per_slot: int | None = None,
         micro_batch_size: int | None = None,
+        whiten_floor: float = 0.1,
+        fit_critic: bool = True,
+        critic_warmup: int = 0,
+        vf_learning_rate: float | Schedule | None = None,
+        vf_detach: bool = False,
+        gae_lambda_vf: float | None = None,
+        gae_length_alpha: float | None = None,
         **kwargs: Any,
     ) -> None:
         policy_class = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
         text = policy_class is not None and issubclass(policy_class, TransformerPolicy)
-        defaults = self.text_defaults if text else None
+        defaults = self._text_defaults(kwargs.get("policy_kwargs") or {}) if text else None
         given = given_arguments(type(self), args, kwargs, defaults)
         self.kl_coef = kl_coef
         self.kl_target = kl_target
@@ -121,12 +156,23 @@ class TransformerAlgorithm(SetUp):
         self.whole_episodes = whole_episodes
         self.episodes_per_slot = episodes_per_slot
         self.micro_batch_size = micro_batch_size
-        if not text:
+        self.whiten_floor = whiten_floor
+        self.fit_critic = fit_critic
+        self.critic_warmup = critic_warmup
+        self.vf_learning_rate = vf_learning_rate
+        self.vf_detach = vf_detach
+        self.gae_lambda_vf = gae_lambda_vf
+        self.gae_length_alpha = gae_length_alpha
+        if text:
+            check_device(given.get("device", "auto"))
+        else:
             self._check_sb3_policy(policy)
         self.turn_metrics: TurnMetrics = {}
         # By slot, the KL of the episode so far.
         self.episode_kl: npt.NDArray[np.float64] | None = None
         self.rollout_began = 0  # at how many time steps
+        self.rollouts_learned = 0
+        self.unfinished: list[UnfinishedEpisode] = []  # of the last rollout
         self._start_state()
         if text:
             check_minimums({**given, **vars(self)})
@@ -136,6 +182,17 @@ class TransformerAlgorithm(SetUp):
             if text:  # Sequences stay whole, so minibatches are never of one exact size.
                 warnings.filterwarnings("ignore", "You have specified a mini-batch size")
             super().__init__(cast("Any", policy), cast("GymEnv", env), **given)
+        if text and self.env is not None and kwargs.get("batch_size") is not None:
+            check_batch_size(self)
+
+    @classmethod
+    def _text_defaults(cls, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return `text_defaults`, with the learning rate for the kind of model."""
+        kind = model_kind(policy_kwargs.get("model", "tiny"), policy_kwargs.get("peft_config"))
+        if kind not in cls.learning_rates:
+            return cls.text_defaults
+        rate = LinearSchedule(cls.learning_rates[kind], 0.0, 1.0)
+        return {**cls.text_defaults, "learning_rate": rate}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let `help` show SB3's arguments with ours, and SB3's policies have ours beside them."""
@@ -151,10 +208,17 @@ class TransformerAlgorithm(SetUp):
 
     @for_transformers
     def _setup_model(self) -> None:
+        check_ranges(self)
         super()._setup_model()
-        if self.advantage_estimator().needs_values and not self._text_policy().critic:
+        needs_values = self.advantage_estimator().needs_values
+        if needs_values and not self._text_policy().critic:
             raise ValueError(
                 f"{type(self).__name__} needs a critic: leave critic=False out of policy_kwargs."
+            )
+        unused = [] if needs_values else given_own(self, CRITIC_ARGUMENTS)
+        if unused:
+            raise ValueError(
+                f"{type(self).__name__} has no critic: leave {' and '.join(unused)} out."
             )
 
     # What an algorithm says of itself.
@@ -165,7 +229,7 @@ class TransformerAlgorithm(SetUp):
 
     def advantage_estimator(self) -> AdvantageEstimator:
         """Return what makes advantages of a rollout."""
-        return GAE(self.gamma, self.gae_lambda)
+        return GAE(self.gamma, self.gae_lambda, self.gae_lambda_vf, self.gae_length_alpha)
 
     def rollout_source(self, env: VecEnv, n_steps: int) -> RolloutSource:
         """Return what fills the buffer."""
@@ -200,25 +264,30 @@ class TransformerAlgorithm(SetUp):
         self.complete_rollout(buffer)
         callback.update_locals(locals())
         parallel.run_on_all(lambda: _ends_rollout(callback))
-        self._record_speed("rollout", started)
+        self.record_speed("rollout", started)
         return True
 
     def complete_rollout(self, buffer: SequenceRolloutBuffer) -> None:
         """Compute what is learned from a rollout whose steps are all in.
 
-        In this order: the values of a critic of its own, the KL penalty, the whitening, for
-        episodes that were truncated the value of what would have followed, the advantages.
+        With `whole_episodes`, what the end of the rollout has cut is kept for the next one.
+        In this order: the KL penalty, the whitening, the values of a critic that is new or has a
+        model of its own, for episodes that were truncated the value of what would have followed,
+        the advantages.
         """
         policy, estimator = self._text_policy(), self.advantage_estimator()
         size = self.micro_batch_size or self.batch_size
-        if policy.separate_critic and estimator.needs_values:
-            fill_values(policy, buffer, size)
+        self.unfinished = unfinished_episodes(buffer) if self.whole_episodes else []
         if self.kl_coef > 0:
-            score_reference(policy, self.reference, buffer, size)
             self._penalize_kl(buffer)
         if self.whiten_rewards:
-            whiten_rewards(buffer)
+            whiten_rewards(buffer, self.whiten_floor)
         if estimator.needs_values:
+            if self.fit_critic and policy.critic_is_new:
+                fit_critic(policy, buffer, self.gamma, size)
+                fill_last_values(policy, buffer, cast("Any", self._last_obs))
+            elif policy.separate_critic:
+                fill_values(policy, buffer, size)
             bootstrap_truncations(policy, buffer, self.gamma)
         buffer.advantages, buffer.returns = estimator(buffer)
         if self.whole_episodes:
@@ -228,17 +297,29 @@ class TransformerAlgorithm(SetUp):
     def train(self) -> None:
         """Update the policy from the rollout, and log how it went."""
         started = time.perf_counter()
-        policy = self._text_policy()
+        policy, buffer = self._text_policy(), cast("SequenceRolloutBuffer", self.rollout_buffer)
+        if not any(parallel.all_gather([len(buffer.sequences)])):
+            self.awaits_update = False  # No episode has ended: they go on in the next rollout.
+            self.gather_points()
+            return
         policy.set_training_mode(True)
         self._update_learning_rate(policy.optimizer)
+        warming = self.rollouts_learned < self.critic_warmup
+        policy.vf_detach = self.vf_detach or warming
         terms = self.losses()
         if self.kl_in == "loss" and self.kl_coef:
             terms.append(KLLoss(self.kl_coef, self.kl_estimator))
+        if warming:
+            terms = [term for term in terms if isinstance(term, ValueLoss)]
         log = update(
             policy,
-            cast("SequenceRolloutBuffer", self.rollout_buffer),
+            buffer,
             Objective(
-                terms, self.aggregation, self.constant_length, bool(self.normalize_advantage)
+                terms,
+                self.aggregation,
+                self.constant_length,
+                bool(self.normalize_advantage),
+                self.whiten_floor,
             ),
             n_epochs=self.n_epochs,
             batch_size=self.batch_size,
@@ -247,77 +328,35 @@ class TransformerAlgorithm(SetUp):
             target_kl=self.target_kl,
         )
         self._n_updates += log.epochs
+        self.rollouts_learned += 1
         self.awaits_update = False
-        self._record_update(log, [term.name for term in terms])
-        self._record_speed("update", started)
-        peak = peak_memory(self.device)
-        if peak is not None:
-            self.logger.record("time/peak_memory_mib", peak)
+        self.record_update(log, [term.name for term in terms])
+        policy.facts["tokens of training"] = self.num_timesteps
+        self.record_speed("update", started)
         self.gather_points()
 
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        """Set the rates of the present progress; the critic may have its own."""
+        super()._update_learning_rate(optimizers)
+        if self.vf_learning_rate is not None and self.is_text:
+            rate = FloatSchedule(self.vf_learning_rate)(self._current_progress_remaining)
+            self.logger.record("train/vf_learning_rate", rate)
+            for group in optimizers.param_groups:
+                if group.get("name") == "critic":
+                    group["lr"] = rate
+
     def _penalize_kl(self, buffer: SequenceRolloutBuffer) -> None:
-        """Take each token's KL to the reference off its reward, log it, adapt `kl_coef`."""
-        log_probs, reference = map(th.from_numpy, (buffer.log_probs, buffer.ref_log_probs))
-        kl = estimate_kl(log_probs, reference, self.kl_estimator).numpy()
-        if self.kl_in == "reward":
-            buffer.rewards -= self.kl_coef * kl
-        every = np.concatenate(parallel.all_gather([kl[buffer.real]]))
-        self.logger.record("kl/per_token", float(every.mean()))
-        self.logger.record("kl/coef", self.kl_coef)
-        if self.episode_kl is None or len(self.episode_kl) != buffer.n_envs:
-            self.episode_kl = np.zeros(buffer.n_envs)
-        sums = episode_sums(self.episode_kl, kl, buffer.episode_starts, buffer.episode_ends)
-        finished = parallel.all_gather(sums)
-        if finished:
-            mean = float(np.mean(finished))
-            self.logger.record("kl/per_episode", mean)
-            if self.kl_target is not None:
-                count = len(finished)
-                self.kl_coef = adapt_kl_coef(self.kl_coef, mean, self.kl_target, count)
-
-    # What is logged.
-
-    def record_infos(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Take in a step's infos, for the means of the last episodes and turns."""
-        self._update_info_buffer(infos, dones)
-        for info in infos:
-            if info:
-                add_turn(self.turn_metrics, info, self._stats_window_size)
-
-    def _record_update(self, log: UpdateLog, terms: list[str]) -> None:
-        metrics = log.metrics
-        for name in (*terms, "grad_norm"):
-            if metrics[name]:
-                self.logger.record(f"train/{name}", np.mean(metrics[name]))
-        self.logger.record("train/approx_kl", log.approx_kl)
-        first = parallel.all_gather(metrics["ratio_error"][:1])
-        self.logger.record("train/first_ratio_error", max(first))
-        self.logger.record("train/loss", metrics["loss"][-1])
-        buffer = cast("SequenceRolloutBuffer", self.rollout_buffer)
-        if self._text_policy().critic:
-            own = buffer.values[buffer.real], buffer.returns[buffer.real]
-            every = zip(*parallel.all_gather([own]), strict=True)
-            explained = explained_variance(*map(np.concatenate, every))
-            self.logger.record("train/explained_variance", explained)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-    def _record_speed(self, what: str, started: float) -> None:
-        """Log the rollout's tokens, of all ranks, by the second that something took."""
-        seconds = time.perf_counter() - started
-        tokens = self.num_timesteps - self.rollout_began
-        self.logger.record(f"time/{what}_tokens_per_second", tokens / max(seconds, 1e-9))
-
-    @for_transformers
-    def dump_logs(self, iteration: int = 0) -> None:
-        """Write the log."""
-        record_turns(self.turn_metrics, self.logger)
-        own = self.ep_info_buffer, self.ep_success_buffer
-        if parallel.count() > 1:
-            self.ep_info_buffer, self.ep_success_buffer = (
-                deque(parallel.all_gather(list(episodes or ()))) for episodes in own
-            )
-        super().dump_logs(iteration)
-        self.ep_info_buffer, self.ep_success_buffer = own
+        """Let the KL to the reference count, log it, and adapt `kl_coef`."""
+        if self.reference is None:
+            raise RuntimeError("There is no reference yet: call set_reference first.")
+        size = self.micro_batch_size or self.batch_size
+        score_reference(self._text_policy(), self.reference, buffer, size)
+        coefficient = self.kl_coef if self.kl_in == "reward" else 0.0
+        kl = penalize_kl(buffer, coefficient, self.kl_estimator)
+        of_episodes = self.record_kl(buffer, kl)
+        if of_episodes and self.kl_target is not None:
+            mean, count = float(np.mean(of_episodes)), len(of_episodes)
+            self.kl_coef = adapt_kl_coef(self.kl_coef, mean, self.kl_target, count)
 
     @for_transformers
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents import parallel
 from agents.rollouts.collector import check_slots_can_wait
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # The advantages of one token alone cannot be whitened.
 MINIMUMS = {
@@ -20,6 +18,23 @@ MINIMUMS = {
     "n_epochs": 1,
     "micro_batch_size": 1,
     "episodes_per_slot": 1,
+    "critic_warmup": 0,
+    "whiten_floor": 0,
+    "vf_coef": 0,
+}
+
+# What lies between two bounds, by name: the lower one, the upper one, whether the lower one counts.
+RANGES = {
+    "gamma": (0, 1, True),
+    "gae_lambda": (0, 1, True),
+    "gae_lambda_vf": (0, 1, True),
+    "gae_length_alpha": (0, math.inf, False),
+    "clip_range": (0, math.inf, False),
+    "clip_range_vf": (0, math.inf, False),
+    "max_grad_norm": (0, math.inf, False),
+    "target_kl": (0, math.inf, False),
+    "learning_rate": (0, math.inf, True),
+    "vf_learning_rate": (0, math.inf, True),
 }
 
 # What several ranks must agree on, or one would wait for what the others never do.
@@ -43,11 +58,42 @@ def check_minimums(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be at least {minimum}, but it is {value}.")
 
 
-def check_environment(env: VecEnv, episodes_per_slot: int | None) -> PreTrainedTokenizerBase | None:
-    """Refuse an environment whose tokens or slots are not what we need.
+def check_ranges(agent: Any) -> None:
+    """Refuse numbers that are out of their bounds; a schedule is asked for its first one.
 
-    Returns:
-        Its tokenizer, if it has one.
+    Raises:
+        ValueError: It names the argument.
+    """
+    for name, (low, high, inclusive) in RANGES.items():
+        value = getattr(agent, name, None)
+        if value is None:
+            continue
+        number = value(1.0) if callable(value) else value
+        if not (low <= number <= high) or (number == low and not inclusive):
+            least = "at least" if inclusive else "more than"
+            most = "" if math.isinf(high) else f" and at most {high}"
+            raise ValueError(f"{name} must be {least} {low}{most}, but it is {number}.")
+    if agent.critic_warmup and not getattr(agent, "vf_coef", 0):
+        raise ValueError("critic_warmup trains the critic, so vf_coef must not be 0.")
+
+
+def check_batch_size(agent: Any) -> None:
+    """Refuse minibatches that are larger than a rollout.
+
+    Raises:
+        ValueError: If no rollout has so many tokens.
+    """
+    tokens = agent.n_steps * agent.n_envs
+    if agent.episodes_per_slot is None and agent.batch_size > tokens:
+        raise ValueError(
+            f"batch_size must be at most a rollout's {tokens} tokens (n_steps={agent.n_steps} from "
+            f"each of {agent.n_envs} environments), but it is {agent.batch_size}: lower it, or "
+            "raise n_steps."
+        )
+
+
+def check_environment(env: VecEnv, episodes_per_slot: int | None) -> None:
+    """Refuse an environment whose tokens or slots are not what we need.
 
     Raises:
         ValueError: If it normalizes tokens, or its slots cannot wait for each other.
@@ -57,10 +103,6 @@ def check_environment(env: VecEnv, episodes_per_slot: int | None) -> PreTrainedT
         raise ValueError("Tokens cannot be normalized: give VecNormalize norm_obs=False.")
     if episodes_per_slot is not None:
         check_slots_can_wait(env)
-    # To ask a subprocess for what it does not have would end it.
-    if not env.has_attr("tokenizer"):
-        return None
-    return cast("PreTrainedTokenizerBase", env.get_attr("tokenizer", indices=[0])[0])
 
 
 def check_ranks_agree(agent: Any, total_timesteps: int) -> None:

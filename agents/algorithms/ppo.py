@@ -18,16 +18,18 @@ from agents.learning.losses import (
     LossTerm,
     ValueLoss,
 )
+from agents.models.loading import ModelKind
 
 TEXT_DEFAULTS: dict[str, Any] = {
     "learning_rate": LinearSchedule(3e-4, 0.0, 1.0),
-    "n_steps": 128,
+    "n_steps": 64,
     "batch_size": 1024,
     "n_epochs": 4,
     "gamma": 1.0,
     "gae_lambda": 0.95,
     "max_grad_norm": 1.0,
     "vf_coef": 0.5,
+    "target_kl": 0.03,
 }
 
 
@@ -45,8 +47,9 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
     Args:
         policy: "TransformerPolicy", SB3's names, or a policy class.
         env: A Gymnasium environment, its id, an SB3 `VecEnv`, or a Gymnasium vector environment.
-        learning_rate: A number or a function of the remaining progress. Text: 3e-4, linear to 0.
-        n_steps: Tokens from each environment between updates. Text: 128.
+        learning_rate: A number or a function of the remaining progress. Text: linear to 0, from
+            3e-4, or 3e-5 for a pretrained model.
+        n_steps: Tokens from each environment between updates. Text: 64.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. Text: 1024.
         n_epochs: Passes over the rollout in an update. Text: 4.
         gamma: The discount. Text: 1.0.
@@ -62,7 +65,7 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
         rollout_buffer_class: None: `SequenceRolloutBuffer` for `TransformerPolicy`.
         rollout_buffer_kwargs: Its further arguments.
         target_kl: Stop an update's epochs when the approximate KL to the policy before the update
-            exceeds 1.5 times this. None: never.
+            exceeds 1.5 times this. Text: 0.03; `float("inf")`: never.
         stats_window_size: Over how many episodes statistics are averaged.
         tensorboard_log: A folder for TensorBoard, or None.
         policy_kwargs: The policy's arguments, e.g. `dict(model="gpt2", temperature=0.7)`.
@@ -80,14 +83,25 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
             called, so after a warm start; with LoRA, the model without its adapter.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation, less
             the mean before and plus the mean after, so that the mean stays.
-        whole_episodes: Whether to learn nothing from what the end of a rollout leaves of an
-            episode, instead of trusting the critic's value of it. For episodes that are short to
-            `n_steps`: a critic that knows nothing yet makes what is cut off look bad.
+        whole_episodes: Whether to learn from complete episodes alone, instead of trusting the
+            critic's value of what the end of a rollout cuts. What is cut is kept and learned when
+            the episode has ended, with its own log-probabilities.
         episodes_per_slot: Collect so many whole episodes from each environment between updates,
             instead of `n_steps` tokens; environments that have had theirs leave the batch. For
             environments made by `gym.make_vec`, without wrappers.
         micro_batch_size: Compute a minibatch's gradient in parts of at most so many tokens (one
             sequence at least), to hold less at a time; the result is the same. None: at once.
+        whiten_floor: The least standard deviation that whitening divides by, of rewards and
+            advantages alike, so that noise is not blown up where all episodes earn the same.
+        fit_critic: Whether a new value head is fitted to the returns of the first rollout, by least
+            squares, before there are advantages.
+        critic_warmup: So many updates at the beginning train the critic's own parameters alone.
+        vf_learning_rate: The learning rate of the critic's own parameters (its head, and its model
+            if it has one): a number or a function of the remaining progress. None: as the actor's.
+        vf_detach: Whether the value loss leaves the trunk alone that actor and critic share.
+        gae_lambda_vf: The lambda of the returns that the critic learns. None: `gae_lambda`.
+        gae_length_alpha: Advantages take the lambda 1 - 1 / (alpha l) for an episode of l tokens
+            (Yuan et al., "VAPO", 2025), and returns `gae_lambda_vf`. None: `gae_lambda` for all.
 
     Raises:
         ValueError: For arguments that make no sense together; for what the policy finds wrong
@@ -95,6 +109,7 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
     """
 
     text_defaults: ClassVar[dict[str, Any]] = TEXT_DEFAULTS
+    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 3e-5, "adapter": 3e-4}
     # Ctrl-C ends all ranks at the same place.
     learn = parallel.interrupted_together()(stable_baselines3.PPO.learn)
 

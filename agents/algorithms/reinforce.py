@@ -11,14 +11,15 @@ from agents import parallel
 from agents.algorithms.base import TransformerAlgorithm
 from agents.learning.advantages import ReturnToGo
 from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss
+from agents.models.loading import ModelKind
 
 
 class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
     """REINFORCE (Williams 1992): returns to go, whitened over a rollout; one step for each.
 
     It has no critic: no value head is run, and none is in memory. It trains `"TransformerPolicy"`
-    and no other. Episodes that the end of a rollout cuts have no known return, so that nothing is
-    learned from them by default. SB3 has no such algorithm; the arguments are those of its A2C,
+    and no other. Episodes that the end of a rollout cuts have no known return, so that they
+    are learned when they have ended. SB3 has no such algorithm; the arguments are those of its A2C,
     less those of a critic.
 
     Args:
@@ -27,7 +28,7 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
         learning_rate: A number or a function of the remaining progress. 1e-3, linear to 0.
         n_steps: Tokens from each environment between updates. 64.
         gamma: The discount. 1.0.
-        whole_episodes: Whether to learn nothing from episodes that a rollout's end has cut. Yes.
+        whole_episodes: Whether to learn from complete episodes alone; see `agents.PPO`. Yes.
         normalize_advantage: Whether to whiten returns over a rollout's tokens. Yes.
         **kwargs: As for `agents.A2C`: `ent_coef`, `max_grad_norm`, `kl_coef`, `episodes_per_slot`,
             `micro_batch_size`, `policy_kwargs`, `seed`, `device`, ...
@@ -43,6 +44,7 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
         "use_rms_prop": False,
         "normalize_advantage": True,
     }
+    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 1e-4}
 
     def __init__(
         self, policy: Any, env: Any, *args: Any, whole_episodes: bool = True, **kwargs: Any

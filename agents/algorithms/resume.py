@@ -23,8 +23,8 @@ class ResumePoint(TypedDict):
         rng: See `get_rng_state`.
         action_rng: The state of the action space's own generator, if it was used.
         environment: See `get_env_state`. None: the environments start with a reset.
-        last: The attributes in which SB3 keeps the last step's observations and ends, and with
-            several ranks those of `PER_RANK`.
+        last: The attributes in which SB3 keeps the last step's observations and ends, the
+            episodes that go on, and with several ranks those of `PER_RANK`.
         logged: The logger's attributes about what was recorded since the log's last row.
     """
 
@@ -35,7 +35,7 @@ class ResumePoint(TypedDict):
     logged: dict[str, dict[str, Any]]
 
 
-LAST = ("_last_obs", "_last_episode_starts")
+LAST = ("_last_obs", "_last_episode_starts", "unfinished")
 # What is saved with an agent, but differs from rank to rank.
 PER_RANK = ("ep_info_buffer", "ep_success_buffer", "turn_metrics", "episode_kl")
 LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")

@@ -18,13 +18,15 @@ from transformers import PretrainedConfig
 from agents import parallel
 from agents.algorithms.arguments import for_transformers
 from agents.algorithms.resume import ResumePoint, resume_point
+from agents.decoding.weights_version import fingerprint
+from agents.learning.reference import AdapterReference, make_reference
 from agents.models.backbone import Backbone
 from agents.policies.transformer import TransformerPolicy
 
 Self = TypeVar("Self", bound="SavedExactly")
 
 # What is not worth saving.
-TRANSIENT = ("awaits_update", "rank_points")
+TRANSIENT = ("awaits_update", "rank_points", "unfinished")
 
 
 class SavedExactly(OnPolicyAlgorithm):
@@ -37,6 +39,8 @@ class SavedExactly(OnPolicyAlgorithm):
         resume_point: Where the run stood that was loaded, and has not gone on yet; with several
             ranks, where each stood.
         awaits_update: Whether there are steps that no update has seen.
+        frozen: The fingerprint of the weights that a LoRA adapter leaves as they are, if they can
+            be loaded again from where they came from: they are not saved with the agent.
     """
 
     kl_coef: float
@@ -45,7 +49,8 @@ class SavedExactly(OnPolicyAlgorithm):
     def _start_state(self) -> None:
         """Set what a new agent begins with."""
         self.reference: Backbone | None = None
-        self.ref_config: PretrainedConfig | None = None
+        self.ref_config: PretrainedConfig | str | None = None
+        self.frozen: list[int] | None = None
         self.pretrained: bool | None = None
         self.resume_point: ResumePoint | list[ResumePoint | None] | None = None
         self.rank_points: list[ResumePoint | None] | None = None
@@ -60,6 +65,10 @@ class SavedExactly(OnPolicyAlgorithm):
         """Make the reference of the KL penalty."""
         raise NotImplementedError
 
+    def keep_tokenizer(self) -> None:
+        """Note the tokenizer, which is about to be saved with the agent."""
+        raise NotImplementedError
+
     @for_transformers
     def _setup_model(self) -> None:
         loaded = self.resume_point
@@ -68,15 +77,17 @@ class SavedExactly(OnPolicyAlgorithm):
             self._seed_rank(self.seed)
         self.resume_point = loaded  # SB3 seeds while it loads, too.
         policy = self._text_policy()
-        # A saved agent must not depend on the path that its first weights came from.
+        # A saved agent must not depend on the path that its first weights came from, unless they
+        # are left as they are.
         self.policy_kwargs = {
             **self.policy_kwargs,
-            "model": policy.backbone.config,
+            **policy.saved_model(),
             "value_model": policy.saved_value_model(),
         }
         if self.pretrained is None:
             self.pretrained = policy.pretrained
         policy.pretrained = self.pretrained
+        self._take_in_frozen()
         self.reference = self._saved_reference()
         if self.reference is None and self.ref_model is not None:
             self.set_reference()
@@ -85,8 +96,43 @@ class SavedExactly(OnPolicyAlgorithm):
         """Return a reference for saved weights to go into, if the agent had one."""
         if self.ref_config is None:
             return None
-        reference = self._text_policy().make_backbone(self.ref_config)
+        if self.ref_config == AdapterReference.CONFIG:
+            return make_reference(self._text_policy(), None)
+        reference = self._text_policy().make_backbone(cast("PretrainedConfig", self.ref_config))
         return reference.to(self.policy.device).requires_grad_(False)
+
+    def _take_in_frozen(self) -> None:
+        """Note what an adapter leaves as it is, and check that it is what the agent was saved with.
+
+        Raises:
+            ValueError: If it is something else by now.
+        """
+        adapter = self._text_policy().backbone.adapter
+        base = None if adapter is None else adapter.base
+        now = None if base is None else fingerprint(self._frozen_weights().values())
+        if self.frozen is not None and now != self.frozen:
+            raise ValueError(
+                f"The agent holds an adapter of the model {base!r}, whose weights are others now: "
+                "expected those that it was trained with. Put them back, or save agents by "
+                "policy.save_pretrained(..., merge=True), which keeps all weights."
+            )
+        self.frozen = now
+
+    def _frozen_weights(self) -> dict[str, th.Tensor]:
+        """Return the policy's weights that are not trained, by their names in its state dict."""
+        named = self._text_policy().named_parameters(remove_duplicate=False)
+        return {name: weight.detach() for name, weight in named if not weight.requires_grad}
+
+    @for_transformers
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """Return parameters, as in SB3, but those that can be loaded again; see `frozen`."""
+        params = super().get_parameters()
+        if self.frozen is not None:
+            weights = self._frozen_weights()
+            if fingerprint(weights.values()) == self.frozen:
+                trained = {k: v for k, v in params["policy"].items() if k not in weights}
+                params["policy"] = trained
+        return params
 
     def gather_points(self) -> None:
         """Let every rank know where all of them stand: one that saves asks no other."""
@@ -139,6 +185,8 @@ class SavedExactly(OnPolicyAlgorithm):
         """
         if not parallel.is_main() and not isinstance(path, io.BufferedIOBase):
             return
+        if self.is_text:
+            self.keep_tokenizer()
         loaded = self.resume_point  # and not yet gone on from
         if self.is_text and loaded is None:
             self.resume_point = resume_point(self)
@@ -202,6 +250,8 @@ class SavedExactly(OnPolicyAlgorithm):
                 params = {name: value for name, value in params.items() if name != "reference"}
         elif self.reference is not None and "reference" not in params:
             params = {**params, "reference": self.reference.state_dict()}
+        if self.frozen is not None and "policy" in params:
+            params = {**params, "policy": {**self._frozen_weights(), **params["policy"]}}
         super().set_parameters(params, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:

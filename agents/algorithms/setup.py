@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -10,11 +11,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents import parallel
-from agents.algorithms.arguments import for_transformers
+from agents.algorithms.arguments import for_transformers, given_own
 from agents.algorithms.checks import MINIMUMS, check_environment, check_minimums, check_ranks_agree
 from agents.algorithms.progress import ProgressBar
 from agents.algorithms.resume import is_in_step, point_of_rank, restore
-from agents.algorithms.saving import SavedExactly
+from agents.algorithms.texts import KnowsTexts
 from agents.learning.kl import KLEstimator, KLPlace, check_kl_arguments
 from agents.learning.reference import make_reference
 from agents.policies.transformer import TransformerPolicy
@@ -23,7 +24,7 @@ from agents.rollouts.statistics import TurnMetrics
 from agents.rollouts.vec_env import GymnasiumVecEnv, as_vec_env
 
 
-class SetUp(SavedExactly):
+class SetUp(KnowsTexts):
     """The part of an algorithm that takes in environments; `TransformerAlgorithm` has the rest."""
 
     transformers_only: ClassVar[bool]
@@ -44,10 +45,7 @@ class SetUp(SavedExactly):
                 "Several processes train the policy 'TransformerPolicy' together, and no other: "
                 f"expected one process for {policy!r}, but {parallel.count()} were launched."
             )
-        ours = ("kl_coef", "ref_model", "whiten_rewards", "whole_episodes", "episodes_per_slot")
-        given = [name for name in (*ours, "kl_target", "micro_batch_size") if getattr(self, name)]
-        given += ["kl_in"] * (self.kl_in != "reward")
-        given += ["kl_estimator"] * (self.kl_estimator != "k1")
+        given = given_own(self)
         if given:
             raise ValueError(
                 f"{' and '.join(given)} need the policy 'TransformerPolicy', not {policy!r}."
@@ -84,16 +82,18 @@ class SetUp(SavedExactly):
 
     def _take_in_env(self) -> None:
         """Check a new environment, and give the policy its tokenizer."""
-        if isinstance(self.policy, TransformerPolicy) and self.env is not None:
-            self.policy.tokenizer = check_environment(self.env, self.episodes_per_slot)
+        if isinstance(self.policy, TransformerPolicy):
+            if self.env is not None:
+                check_environment(self.env, self.episodes_per_slot)
+            self.take_in_tokenizer(self.policy)
 
     def set_reference(self) -> None:
         """Make `ref_model`, or else the present policy, the reference of the KL penalty.
 
-        With LoRA and no `ref_model`, it is the model with its adapter switched off.
+        With LoRA and no `ref_model`, it is the model with its adapter as that is now.
         """
         self.reference = make_reference(self._text_policy(), self.ref_model)
-        self.ref_config = None if self.reference is None else self.reference.config
+        self.ref_config = self.reference.config
 
     @for_transformers
     def _setup_learn(
@@ -106,6 +106,8 @@ class SetUp(SavedExactly):
     ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError("There is no environment to learn in: call set_env first.")
+        if total_timesteps < 0:
+            raise ValueError(f"total_timesteps must be at least 0, but it is {total_timesteps}.")
         point = None if reset_num_timesteps else point_of_rank(self.resume_point)
         if parallel.count() > 1:
             check_ranks_agree(self, total_timesteps)
@@ -122,8 +124,39 @@ class SetUp(SavedExactly):
         self.resume_point = None
         if point is not None:
             restore(self, point)
+        elif not reset_num_timesteps:
+            self._say_where_schedules_are()
+        self._say_what_is_trained()
         self.gather_points()
         return setup
+
+    def _say_where_schedules_are(self) -> None:
+        """Warn if a learning rate that falls goes on somewhere on its way.
+
+        Progress is that of all steps, past and to come: `learn` in a loop starts each time from
+        less of the rate, and lets it fall to its end each time.
+        """
+        progress = 1.0 - self.num_timesteps / max(1, self._total_timesteps)
+        first, now = self.lr_schedule(1.0), self.lr_schedule(progress)
+        if now != first:
+            warnings.warn(
+                f"learn goes on after {self.num_timesteps} steps, so that the learning rate starts "
+                f"at {now:.2g} instead of {first:.2g} and falls to its end again: progress counts "
+                "all steps, past and to come. To call learn in a loop, give a constant "
+                "learning_rate, such as 1e-4.",
+                stacklevel=4,
+            )
+
+    def _say_what_is_trained(self) -> None:
+        """Log, once, how many of the weights an adapter trains."""
+        policy = self._text_policy()
+        if policy.backbone.adapter is None or self.num_timesteps:
+            return
+        every = sum(weight.numel() for weight in policy.parameters())
+        trained = sum(w.numel() for w in policy.parameters() if w.requires_grad)
+        self.logger.info(f"Training {trained:,} of {every:,} parameters ({trained / every:.2%})")
+        self.logger.record("train/trained_parameters", trained)
+        self.logger.record("train/trained_share", trained / every)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if not progress_bar or parallel.count() == 1:

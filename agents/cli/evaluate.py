@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from tyro.conf import Positional
 
 from agents.cli.quiet import quieten_hugging_face
+from agents.files import write_jsonl
 from agents.reports.tables import evaluation_table, transcripts_table
-from agents.training.folder import CHECKPOINT
+from agents.training.folder import CHECKPOINT, is_run
+from agents.training.options import DataOptions
 from agents.training.parsing import resolve_env_id
+from agents.training.pretrained import evaluate_model
 from agents.training.run import Run
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Play a run's agent on held-out examples, each once."""
+class Evaluate(DataOptions):
+    """Play held-out examples with any model."""
 
-    run: Positional[Path]
-    """A run folder that `textenvs train` wrote."""
+    model: Positional[str]
+    """A run folder that `textenvs train` wrote, a model's folder, or a hub id."""
     env: Positional[str | None] = None
-    """Another environment of the same vocabulary and budgets. Default: the run's own."""
+    """The environment, as for `textenvs train`. Default: the run's own."""
     split: str | None = None
-    """Default: what the run held out."""
+    """Default: what the run held out; for a model test, or all of the dataset."""
     max_examples: int | None = None
     """Default: all of the split."""
+    samples: int = 1
+    """How often to play each example: from 2 on, pass@k is told where the task knows success."""
     deterministic: bool = False
     """Take the most likely token each time."""
-    samples: int = 5
+    temperature: float | None = None
+    """Of the sampling. Default: the run's; for a model 1."""
+    top_k: int | None = None
+    """Sample from so many of the most likely tokens. Default: the run's; for a model all."""
+    top_p: float | None = None
+    """Sample from the most likely tokens that have this probability together. Likewise."""
+    show: int = 5
     """How many transcripts to show."""
+    output: Path | None = None
+    """A .jsonl file to write all transcripts to."""
+    quiet: bool = False
+    """Show nothing but errors."""
     seed: int = 0
     """For the sampling."""
     device: str = "auto"
@@ -40,17 +56,37 @@ class Evaluate:
 def evaluate(options: Evaluate, console: Console) -> None:
     """Evaluate, and show transcripts and metrics."""
     quieten_hugging_face()
-    run = Run.open(options.run)
-    if run.agent_path().name == CHECKPOINT:
-        console.print("The run is not finished: this is its last checkpoint.")
-    result = run.evaluate(
+    if options.quiet:
+        console = Console(quiet=True)
+    if options.output is not None and (options.output.is_dir() or options.output.suffix == ""):
+        raise ValueError(f"--output takes a file such as samples.jsonl, not {options.output}.")
+    env = options.env
+    if is_run(Path(options.model)):
+        run = Run.open(options.model)
+        env = env or run.spec.env
+        if run.agent_path().name == CHECKPOINT:
+            console.print("The run is not finished: this is its last checkpoint.")
+    result = evaluate_model(
+        options.model,
         options.env,
-        options.split,
-        options.max_examples,
-        options.deterministic,
-        options.seed,
-        options.device,
+        split=options.split,
+        max_examples=options.max_examples,
+        deterministic=options.deterministic,
+        seed=options.seed,
+        device=options.device,
+        samples=options.samples,
+        **_given(options),
     )
-    console.print(transcripts_table(result.records(), count=options.samples))
-    env_id = resolve_env_id(options.env or run.spec.env)
-    console.print(evaluation_table(env_id, result.summary()))
+    records = result.records()
+    console.print(transcripts_table(records, options.show))
+    console.print(evaluation_table(resolve_env_id(env or ""), result.summary()))
+    if options.output is not None:
+        write_jsonl(options.output, records)
+        console.print(f"{len(records):,} transcripts: {options.output}", soft_wrap=True)
+
+
+def _given(options: Evaluate) -> dict[str, Any]:
+    """Return the options of data and sampling that are not left at their defaults."""
+    names = [field.name for field in fields(DataOptions)] + ["temperature", "top_k", "top_p"]
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value not in (None, ())}

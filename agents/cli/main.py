@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import fields
 from typing import Annotated, cast
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
+import textenvs
+from agents.cli.errors import in_user_code, show_error
 from agents.cli.evaluate import Evaluate, evaluate
 from agents.cli.list import List, list_environments
 from agents.cli.train import Train, train
 from agents.training.folder import read_config
+
+# What a user's mistake raises; anything else is one of ours and shows its traceback.
+MISTAKES = (ValueError, TypeError, ImportError)
 
 
 def parse(arguments: list[str] | None, saved: Train | None = None) -> Train | Evaluate | List:
@@ -31,10 +36,20 @@ def parse(arguments: list[str] | None, saved: Train | None = None) -> Train | Ev
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it.
 
-    A user's mistake ends with its message alone; TEXTENVS_TRACEBACK=1 shows where it came from.
+    A user's mistake ends with its message alone, or with the way through the user's own code;
+    TEXTENVS_TRACEBACK=1 shows all of it.
     """
     sys.path.insert(0, "")  # so that a Task in the working directory is found
-    options = parse(arguments)
+    arguments = joined(sys.argv[1:] if arguments is None else arguments)
+    # A shell has no other way to write the end of a line.
+    arguments = [
+        word.replace("\\n", "\n") if before == "--template" else word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+    ]
+    if arguments == ["--version"]:
+        Console().print(f"textenvs {textenvs.__version__}", highlight=False)
+        return
+    options = parse(arguments or ["--help"])
     console = Console()
     try:
         if isinstance(options, Train):
@@ -50,8 +65,32 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted.")
         raise SystemExit(130) from None
-    except (ValueError, TypeError, ImportError) as error:
-        if os.environ.get("TEXTENVS_TRACEBACK"):
+    except Exception as error:
+        is_mistake = isinstance(error, MISTAKES) or in_user_code(error) is not None
+        if os.environ.get("TEXTENVS_TRACEBACK") or not is_mistake:
             raise
-        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)
+        show_error(error, Console(stderr=True))
         raise SystemExit(2) from error
+
+
+def joined(arguments: list[str]) -> list[str]:
+    """Return arguments in which an option of several values that was repeated is given once.
+
+    `--observe bleu --observe chrf` is `--observe bleu chrf`; tyro takes the last one alone.
+    """
+    several = {
+        f"--{field.name.replace('_', '-')}" for field in fields(Train) if "tuple" in str(field.type)
+    }
+    given: dict[str, list[str]] = {}
+    result: list[str] = []
+    into = result
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") in several:
+            name = name.replace("_", "-")
+            into = given.setdefault(name, [])
+            into += [value] if equals else []
+        else:
+            into = result if argument.startswith("--") or argument == "-h" else into
+            into.append(argument)
+    return [*result, *(word for name, values in given.items() for word in (name, *values))]

@@ -33,6 +33,7 @@ class Decoder:
 
     Args:
         model: The model.
+        head: What makes logits of its last hidden states.
         autocast: The precision that the trunk computes in. None: the model's own.
         compiled: Whether `torch.compile` makes a program of each step, on a GPU a captured graph.
             Shapes are then few, and memory for the longest sequences is held throughout.
@@ -48,6 +49,8 @@ class Decoder:
     def __init__(
         self,
         model: PreTrainedModel,
+        head: nn.Module,
+        *,
         autocast: th.dtype | None = None,
         compiled: bool = False,
         positions: int = 0,
@@ -62,10 +65,11 @@ class Decoder:
         self._prefill_tokens = prefill_tokens
         self._steps = 0  # that a rollout will have, as far as is known
         self._weights_version = WeightsVersion(model)
+        self._fingerprint: object = None  # of the weights, when responses last began
         self._copied: object = None  # the version of the weights that the copies are of
         self._made_for: tuple[th.device, th.dtype] | None = None
         self._products: list[Product] = []
-        self._own: Modules = (model.base_model, model.get_output_embeddings())
+        self._own: Modules = (model.base_model, head)
         self._decode_models: Modules = self._own
         self._trunk, self._head = self._own
         self._key_values: dict[Hashable, KeyValues] = {}  # of programs
@@ -90,6 +94,8 @@ class Decoder:
             observation: `prompt`, `prompt_length`, `response`, `response_length`, on the host.
             scope: "predict" leaves alone what a rollout remembers, and how it is rounded.
         """
+        if scope == "predict" and not observation["response_length"].any():
+            self._look_closely()
         cache = self._cache(len(observation["prompt"]), scope)
         steps = max(cache.steps, self._steps if scope == "rollout" else 0)
         try:
@@ -110,8 +116,10 @@ class Decoder:
         if self.compiled:  # programs were captured with the memory of all rows
             self.caches.pop("rollout", None)
         elif cache is not None:
+            del self.caches["rollout"]  # an exception would leave it half as it was
             with th.inference_mode():
                 cache.keep_rows(rows)
+            self.caches["rollout"] = cache
 
     def clear(self) -> None:
         """Let all memory go but that of programs, which renew their copies of the weights."""
@@ -182,6 +190,13 @@ class Decoder:
     def _captures(self) -> bool:
         """Whether programs are captured as graphs."""
         return self.compiled and self._model.device.type == "cuda"
+
+    def _look_closely(self) -> None:
+        """Drop what is remembered if any weight has changed, by whatever way."""
+        fingerprint = self._weights_version.fingerprint()
+        if fingerprint != self._fingerprint and self._fingerprint is not None:
+            self.clear()
+        self._fingerprint = fingerprint
 
     def _cache(self, rows: int, scope: Scope) -> PrefixCache:
         """Return the cache at hand, or a new one if it is of other rows or weights."""

@@ -64,7 +64,7 @@ class Packing:
     """
 
     def __init__(self, wanted: th.Tensor) -> None:
-        real = wanted.flip(1).cummax(dim=1).values.flip(1)
+        real = ends(wanted)
         self._whole = Group.of(real)
         lengths = real.sum(dim=1).tolist()
         self.groups: list[Group] = []
@@ -91,6 +91,11 @@ class Packing:
     def row(self, batch: th.Tensor) -> th.Tensor:
         """Return what belongs to the tokens, (1, tokens), of a batch (sequences, width)."""
         return batch.flatten()[self._whole.places][None]
+
+
+def ends(wanted: th.Tensor) -> th.Tensor:
+    """Return where sequences (sequences, width) are, each up to where `wanted` is true last."""
+    return wanted.flip(1).cummax(dim=1).values.flip(1)
 
 
 class _Spread(th.autograd.Function):

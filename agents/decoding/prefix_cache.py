@@ -30,6 +30,8 @@ ALLOCATION_STEP = 64
 # Tokens of a forward that reads prompts, padding included: few forwards, and no array that grows
 # with the number of prompts.
 PREFILL_TOKENS = 2**14
+# Numbers of a mask of such a forward, which has as many for each token as the longest row is long.
+MASK_NUMBERS = 2**24
 
 # Runs the model: (input_ids, position_ids, attention mask, cache) -> hidden states (n, q, hidden).
 # Without a mask, each token sees the forward's own tokens up to itself.
@@ -138,21 +140,29 @@ class PrefixCache:
     ) -> None:
         """Compute what is missing before the last token of some rows, in few forwards."""
         tokens, lengths = join_tokens(observation, rows)
-        known = np.minimum(self._known(tokens, lengths, rows), lengths - 1)
-        for some in self._forwards(known, lengths - 1 - known):
+        until = lengths - 1
+        known = np.minimum(self._known(tokens, lengths, rows), until)
+        if _mask_numbers(known, until) > MASK_NUMBERS:
+            known[known < until // 2] = 0  # to read a little twice takes less than a mask
+        for some in self._forwards(known, until):
             if self._compiled and len(some) == 1:
                 some = np.repeat(some, 2)  # compilers take a single row for a case of its own
             self._read(forward, rows[some], tokens[some], known[some], lengths[some] - 1, device)
 
-    def _forwards(self, known: Tokens, missing: Tokens) -> Iterator[npt.NDArray[np.intp]]:
-        """Yield which rows, of so many known and missing tokens, are read in one forward."""
+    def _forwards(self, known: Tokens, until: Tokens) -> Iterator[npt.NDArray[np.intp]]:
+        """Yield which rows, known and wanted up to these tokens, are read in one forward."""
+        missing = until - known
         some = np.flatnonzero(missing)
         groups = [some]
-        if len(some) * int(missing.max()) > self._prefill_tokens:
+        too_much = len(some) * int(missing.max()) > self._prefill_tokens
+        if too_much or _mask_numbers(known, until) > MASK_NUMBERS:
             # Rows of which nothing is known need no mask.
             groups = [some[known[some] == 0], some[known[some] > 0]]
         for group in groups:
-            for chunk in chunks(missing[group], self._prefill_tokens):
+            limit = self._prefill_tokens
+            if known[group].any():
+                limit = min(limit, MASK_NUMBERS // int(until[group].max()))
+            for chunk in chunks(missing[group], limit):
                 yield group[chunk]
 
     def _read(
@@ -201,6 +211,13 @@ class PrefixCache:
                 seen[:] = observation[key]
             elif len(others):
                 seen[others] = observation[key][others]
+
+
+def _mask_numbers(known: Tokens, until: Tokens) -> int:
+    """Return how many numbers the mask has of a forward for rows, or 0: they need none."""
+    if not known.any():
+        return 0
+    return len(known) * int((until - known).max()) * int(until.max())
 
 
 def _rounded(value: int, step: int) -> int:

@@ -30,6 +30,7 @@ class Objective:
             by `constant_length`, then over sequences.
         constant_length: For "constant": what a sequence's sum is divided by.
         normalize_advantage: Whether to whiten the advantages over a minibatch's tokens.
+        whiten_floor: The least standard deviation that whitening divides by.
 
     Raises:
         ValueError: For an unknown aggregation, or one that lacks its length; for terms of one name,
@@ -40,6 +41,7 @@ class Objective:
     aggregation: Aggregation = "token"
     constant_length: int | None = None
     normalize_advantage: bool = True
+    whiten_floor: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what makes no mean, or has no name of its own."""
@@ -76,7 +78,7 @@ class Objective:
 
         Returns:
             Each term's mean by name, `loss`, `approx_kl`, and `ratio_error`: the largest of this
-            rank.
+            rank, of what the policy before the update has sampled.
         """
         terms = [*self.terms, ApproximateKL()]
         own = [buffer.advantages[buffer.index(part)] for part in parts]
@@ -87,7 +89,7 @@ class Objective:
         mean, std = 0.0, 1.0
         if self.normalize_advantage and len(advantages) > 1:
             whole = th.from_numpy(advantages)
-            mean, std = float(whole.mean()), float(whole.std()) + 1e-8
+            mean, std = float(whole.mean()), max(self.whiten_floor, float(whole.std()) + 1e-8)
         names = [*(term.name for term in terms), "loss"]
         total = {name: th.zeros((), device=policy.device) for name in names}
         errors = [th.zeros((), device=policy.device)]
@@ -98,7 +100,8 @@ class Objective:
             batch = buffer.batch(part)
             batch = batch.with_advantages((batch.advantages - mean) / std)
             new = policy.score(batch.sequences, batch.actions, entropy_gradient)
-            errors.append(ratio_errors(batch, new).max())
+            present = batch.policy_versions[batch.sequence_ids] == buffer.policy_version
+            errors.append((ratio_errors(batch, new) * present).max())
             means = {term.name: self._sum(term(batch, new), batch) / count for term in terms}
             weighted = [term.weight * means[term.name] for term in terms if term.weight]
             loss = sum(weighted[1:], weighted[0])

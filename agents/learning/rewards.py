@@ -1,13 +1,16 @@
-"""What happens to a rollout before its advantages: late values, bootstrap, whitening."""
+"""What happens to a rollout before its advantages: KL, late values, bootstrap, whitening."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 
 from agents import parallel
+from agents.learning.kl import KLEstimator, estimate_kl
 from agents.policies.transformer import TransformerPolicy
-from agents.rollouts.buffer import SequenceRolloutBuffer
+from agents.rollouts.buffer import Observation, SequenceRolloutBuffer
+from agents.rollouts.collector import rows_of
 
 
 @th.no_grad()
@@ -29,6 +32,23 @@ def fill_values(policy: TransformerPolicy, buffer: SequenceRolloutBuffer, size: 
 
 
 @th.no_grad()
+def fill_last_values(
+    policy: TransformerPolicy, buffer: SequenceRolloutBuffer, observation: Observation
+) -> None:
+    """Enter the values of what the episodes go on with that the end of the rollout has cut.
+
+    Args:
+        policy: Whose critic has changed since the rollout.
+        buffer: The complete rollout.
+        observation: Of all slots, behind their last steps.
+    """
+    cut = np.flatnonzero(~buffer.last_dones)
+    if len(cut):
+        values = policy.observation_values(rows_of(observation, cut))
+        buffer.last_values[cut] = values.cpu().numpy()
+
+
+@th.no_grad()
 def bootstrap_truncations(
     policy: TransformerPolicy, buffer: SequenceRolloutBuffer, gamma: float
 ) -> None:
@@ -43,10 +63,35 @@ def bootstrap_truncations(
     buffer.rewards[steps, slots] += gamma * values
 
 
-def whiten_rewards(buffer: SequenceRolloutBuffer) -> None:
-    """Give the rewards a standard deviation of 1, and leave them their mean."""
+def penalize_kl(
+    buffer: SequenceRolloutBuffer, kl_coef: float, estimator: KLEstimator
+) -> npt.NDArray[np.float32]:
+    """Take each token's KL to the reference off its reward.
+
+    Args:
+        buffer: The complete rollout, scored by the reference.
+        kl_coef: What a nat costs.
+        estimator: See `estimate_kl`.
+
+    Returns:
+        The KL of each token, as the buffer's arrays are.
+    """
+    log_probs, reference = map(th.from_numpy, (buffer.log_probs, buffer.ref_log_probs))
+    kl: npt.NDArray[np.float32] = estimate_kl(log_probs, reference, estimator).numpy()
+    if kl_coef:
+        buffer.rewards -= kl_coef * kl
+    return kl
+
+
+def whiten_rewards(buffer: SequenceRolloutBuffer, floor: float = 0.0) -> None:
+    """Give the rewards a standard deviation of 1, and leave them their mean.
+
+    Args:
+        buffer: The complete rollout; changed in place.
+        floor: The least standard deviation that they are divided by.
+    """
     real = buffer.real
     rewards = np.concatenate(parallel.all_gather([buffer.rewards[real]]))
     mean, std = rewards.mean(dtype=np.float64), rewards.std(dtype=np.float64)
-    whitened = (buffer.rewards - mean) / (std + 1e-8) + mean
+    whitened = (buffer.rewards - mean) / max(floor, std + 1e-8) + mean
     buffer.rewards = np.where(real, whitened, 0).astype(np.float32)

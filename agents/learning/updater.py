@@ -58,6 +58,9 @@ def update(
         micro_batch_size: Into parts of how many tokens a minibatch is cut. None: one part.
         max_grad_norm: What gradients are clipped to.
         target_kl: Stop, without a step, when a minibatch's approximate KL exceeds 1.5 times this.
+
+    Raises:
+        ValueError: If a loss or its gradient is not finite; the step is not made.
     """
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     log = UpdateLog()
@@ -73,8 +76,16 @@ def update(
             stopped = target_kl is not None and log.metrics["approx_kl"][-1] > 1.5 * target_kl
             if stopped:
                 break
-            norm = th.nn.utils.clip_grad_norm_(trained, max_grad_norm)
-            log.metrics["grad_norm"].append(float(norm))
+            norm = float(th.nn.utils.clip_grad_norm_(trained, max_grad_norm))
+            loss = log.metrics["loss"][-1]
+            if not (np.isfinite(norm) and np.isfinite(loss)):
+                policy.optimizer.zero_grad()
+                raise ValueError(
+                    f"Training has diverged: the loss is {loss}, the norm of its gradient {norm}; "
+                    "this step was not made. Lower learning_rate, or raise kl_coef; if the first "
+                    "update fails, look for rewards that are not finite or very large."
+                )
+            log.metrics["grad_norm"].append(norm)
             policy.optimizer.step()
     policy.optimizer.zero_grad()
     return log
@@ -89,6 +100,6 @@ def _minibatches(buffer: SequenceRolloutBuffer, batch_size: int | None) -> list[
     if batch_size is not None:
         actions = np.mean(parallel.all_gather([buffer.num_actions()]))
         groups = max(1, round(float(actions) / batch_size))
-    minibatches = buffer.minibatches(batch_size, groups)
+    minibatches = buffer.minibatches(batch_size, groups) if buffer.sequences else []
     most = max(parallel.all_gather([len(minibatches)]))
     return minibatches + [[] for _ in range(most - len(minibatches))]

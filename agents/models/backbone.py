@@ -45,6 +45,7 @@ class Backbone(th.nn.Module, ABC):
         layout: How tokens become the sequences that it reads.
         capabilities: What it can do.
         adapter: A LoRA adapter that is trained instead of the weights, or None.
+        longest: The most tokens that it can read. None: as many as prompt and response budgets.
     """
 
     hidden_size: int
@@ -52,6 +53,7 @@ class Backbone(th.nn.Module, ABC):
     layout: SequenceLayout
     capabilities: Capabilities = Capabilities("no cache", "no packing", "no programs")
     adapter: Adapter | None = None
+    longest: float | None = None
 
     @property
     @abstractmethod
@@ -77,6 +79,10 @@ class Backbone(th.nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:
         """Write the model into a folder that its own library reads."""
+
+    def merge_adapter(self) -> None:
+        """Add an adapter, if there is one, to the weights for good."""
+        return None
 
     def next_hidden(self, observation: Observation, scope: Scope = "rollout") -> th.Tensor:
         """Return what `last_hidden` gives, up to rounding, without gradients; a cache may help."""

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch as th
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 ModelSpec = str | Path | PretrainedConfig
+# What is trained: weights that were drawn at random, somebody's, or an adapter beside them.
+ModelKind = Literal["new", "pretrained", "adapter"]
+
+# Rotary embeddings whose frequencies, for all rows, follow the longest one beyond their original
+# length.
+LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 def tiny_config(vocab_size: int, max_positions: int) -> LlamaConfig:
@@ -29,6 +42,13 @@ def tiny_config(vocab_size: int, max_positions: int) -> LlamaConfig:
     )
 
 
+def model_kind(model: Any, peft_config: Any = None) -> ModelKind:
+    """Return what is trained of a model, as `TransformerPolicy` takes both arguments."""
+    if peft_config is not None:
+        return "adapter"
+    return "pretrained" if isinstance(model, (str, Path)) and model != "tiny" else "new"
+
+
 def load_model(model: ModelSpec) -> PreTrainedModel:
     """Return a causal language model in float32.
 
@@ -38,53 +58,156 @@ def load_model(model: ModelSpec) -> PreTrainedModel:
 
     Raises:
         TypeError: If it is something else.
-        ValueError: If it cannot be loaded.
+        ValueError: If it cannot be loaded, with the cause, or is no causal language model.
     """
     if isinstance(model, PretrainedConfig):
-        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(model, dtype=th.float32))
-    if not isinstance(model, (str, Path)):
+        _check_kind(model, type(model).__name__)
+        loaded: Any = AutoModelForCausalLM.from_config(model, dtype=th.float32)
+    elif isinstance(model, (str, Path)):
+        loaded = _from_pretrained(str(model))
+    else:
         raise TypeError(
             "model must be 'tiny', a name, a path or a config, "
             f"but it is a {type(model).__name__}. A model itself would be pickled into every "
             "checkpoint: save it with save_pretrained and pass the folder."
         )
+    # A padding_idx would keep a token's embedding as it is, and many models pad with EOS. Padding
+    # is read by nobody here, so that it learns nothing anyway.
+    loaded.get_input_embeddings().padding_idx = None
+    return cast("PreTrainedModel", loaded)
+
+
+def _from_pretrained(name: str) -> PreTrainedModel:
     try:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=th.float32)
-    except (OSError, ValueError) as error:
+        # Code that comes with a model is not run, nor asked about.
+        _check_kind(AutoConfig.from_pretrained(name, trust_remote_code=False), repr(name))
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=th.float32, trust_remote_code=False, output_loading_info=True
+        )
+    except _WrongKindError:
+        raise
+    except Exception as error:  # of files there are as many as there are ways to damage them
+        local = Path(name).is_dir()
+        advice = "" if local else " There is no such folder; a hub id needs a connection or a "
         raise ValueError(
-            f"No causal language model could be loaded from {str(model)!r}. Expected 'tiny', a "
-            "folder written by save_pretrained, or a hub id (needs a connection or a cached copy)."
+            f"No causal language model could be loaded from {name!r}: {_cause(error)}{advice}"
+            f"{'' if local else 'cached copy.'} Expected 'tiny', a folder written by "
+            "save_pretrained, or a hub id."
         ) from error
+    loaded, info = both
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"{name!r} lacks weights of {type(loaded).__name__}, which would be drawn at random: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Expected a whole "
+            "causal language model, as AutoModelForCausalLM saves it."
+        )
     # safetensors maps tensors at unaligned offsets, and rounding depends on the alignment: clone
     # them, so that a resumed run, whose weights have memory of their own, rounds alike.
     for tensor in chain(loaded.parameters(), loaded.buffers()):
         tensor.data = tensor.data.clone()
-    return loaded
+    return cast("PreTrainedModel", loaded)
 
 
-def check_sizes(model: PreTrainedModel, vocab_size: int, max_tokens: int) -> None:
-    """Check that a model can read all tokens of a tokenizer, and sequences of some length.
+class _WrongKindError(ValueError):
+    """A model of a kind that is not supported."""
+
+
+def _check_kind(config: PretrainedConfig, name: str) -> None:
+    if config.is_encoder_decoder:
+        raise _WrongKindError(
+            f"{name} is an encoder-decoder model ({config.model_type}), which is not supported "
+            "yet: choose a causal (decoder-only) model, such as GPT-2, Llama, Qwen, Mistral."
+        )
+
+
+def _cause(error: BaseException) -> str:
+    """Return an error's first line, and its type."""
+    lines = str(error).strip().splitlines() or [""]
+    text = " ".join(line.strip() for line in lines[:2])[:300].rstrip(". ")
+    return f"{type(error).__name__}: {text}."
+
+
+def longest_sequence(config: PretrainedConfig) -> tuple[float, str]:
+    """Return how many tokens a model can read, and what they are limited by."""
+    limits: list[tuple[float, str]] = [(math.inf, "nothing")]
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One for all layers, or one for each of their types.
+    for part in [part for part in rope.values() if isinstance(part, dict)] or [rope]:
+        kind = part.get("rope_type", "default")
+        if kind in LENGTH_DEPENDENT:
+            original = part.get("original_max_position_embeddings") or positions or math.inf
+            if kind == "dynamic":
+                original = positions or original
+            limits.append(
+                (
+                    original,
+                    f"beyond {original} tokens its rotary embedding ({kind!r}) depends on the "
+                    "longest row of a batch, so that what is cached for the others would be wrong",
+                )
+            )
+    if positions is not None:
+        limits.append((positions, f"the model has only {positions} positions"))
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True):
+        limits.append(
+            (
+                window,
+                f"the model attends to a sliding window of {window} tokens, and only full "
+                "attention is supported",
+            )
+        )
+    return min(limits, key=lambda limit: limit[0])
+
+
+def check_sizes(
+    model: PreTrainedModel, vocab_size: int, max_tokens: int, eos_token_id: int | None
+) -> None:
+    """Check that a model can end a turn, and read sequences of some length.
+
+    A tokenizer may have some tokens that the model lacks, such as an added padding token: they
+    cannot be emitted, and must not be read.
 
     Raises:
         ValueError: If its vocabulary, its positions or its window are too small.
     """
-    config = model.config.get_text_config()
-    embeddings = cast("th.nn.Embedding", model.get_input_embeddings())
-    rows = embeddings.weight.shape[0]
-    if vocab_size > rows:
+    rows = rows_of(model)
+    if eos_token_id is not None and eos_token_id >= rows:
         raise ValueError(
-            f"The tokenizer has {vocab_size} tokens but the model's vocabulary only {rows}: use "
-            "the model's own tokenizer (gym.make(..., tokenizer=...)), or a model of that size."
+            f"The tokenizer has {vocab_size} tokens but the model's vocabulary only {rows}, and "
+            f"the token {eos_token_id} that ends a turn is not one of them: use the model's own "
+            "tokenizer (gym.make(..., tokenizer=...)), or a model of that size "
+            "(model.resize_token_embeddings)."
         )
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max_tokens > positions:
+    most, reason = longest_sequence(model.config.get_text_config())
+    if max_tokens > most:
         raise ValueError(
-            f"Prompt and response budgets add up to {max_tokens} tokens, but the model has only "
-            f"{positions} positions: lower max_prompt_tokens or max_new_tokens."
+            f"Prompt and response budgets add up to {max_tokens} tokens, but {reason}: lower "
+            "max_prompt_tokens or max_new_tokens."
         )
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and max_tokens > window:
-        raise ValueError(
-            f"The model attends to a sliding window of {window} tokens, but the budgets add up to "
-            f"{max_tokens}: lower them, since only full attention is supported."
-        )
+
+
+def rows_of(model: PreTrainedModel) -> int:
+    """Return how many tokens a model has, to read and to emit."""
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    return min(int(cast("Any", layer).weight.shape[0]) for layer in layers)
+
+
+def check_device(device: th.device | str) -> None:
+    """Refuse a device that is not there; stable-baselines3 takes the CPU instead, silently.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    wanted = th.device("cpu" if device == "auto" else device)
+    accelerator = th.accelerator.current_accelerator()
+    count = th.accelerator.device_count() if accelerator is not None else 0
+    there = accelerator is not None and accelerator.type == wanted.type
+    if wanted.type in ("cpu", "meta") or (there and (wanted.index or 0) < count):
+        return
+    found = f"{count} of type {accelerator}" if accelerator is not None else "none"
+    raise ValueError(
+        f"device={str(device)!r} is not there: torch sees {found} besides the CPU. Expected one of "
+        "those, 'cpu', or 'auto', which takes what there is."
+    )

@@ -6,9 +6,15 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), by the p
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import torch as th
+
+from agents.compat import adapter_config_file
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -24,59 +30,114 @@ class Adapter:
 
     Args:
         model: The model; only the adapter's parameters are trainable from now on.
-        spec: A `peft.LoraConfig`, or its arguments, e.g. `{"r": 16}`.
+        spec: A `peft.LoraConfig`, or its arguments, e.g. `{"r": 16}`; or the folder of an adapter
+            that `peft` has saved, which is trained on.
+        base: The name or path that the model was loaded from. None: it was not.
+
+    Attributes:
+        config: The adapter's `peft.LoraConfig`.
+        base: See above.
 
     Raises:
         ImportError: If `peft` is not installed.
-        TypeError: If `spec` is neither.
+        TypeError: If `spec` is none of these.
+        ValueError: If a folder holds an adapter of another kind.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: AdapterSpec) -> None:
+    def __init__(
+        self, model: PreTrainedModel, spec: AdapterSpec | Path, base: str | None = None
+    ) -> None:
         try:
-            from peft import LoraConfig, get_peft_model
+            from peft import LoraConfig, PeftModel, get_peft_model
         except ImportError as error:
             raise ImportError(
                 'LoRA needs the package peft: install the extra, pip install "textenvs[lora]".'
             ) from error
-        if isinstance(spec, dict):
-            spec = LoraConfig(**{"task_type": "CAUSAL_LM", "lora_dropout": 0.0, **spec})
-        if not isinstance(spec, LoraConfig):
-            raise TypeError(
-                "peft_config must be a peft.LoraConfig or a dict of its arguments, but it is a "
-                f"{type(spec).__name__}."
+        self.base = base
+        if base is not None:  # what peft writes into the folder of an adapter
+            model.config.name_or_path = base
+        if isinstance(spec, Path):
+            self._peft_model = PeftModel.from_pretrained(
+                model, str(spec), is_trainable=True, autocast_adapter_dtype=True
             )
-        self.config = copy.deepcopy(spec)
-        self._peft_model = cast("PeftModel", get_peft_model(model, copy.deepcopy(spec)))
+            (config,) = self._peft_model.peft_config.values()
+            if not isinstance(config, LoraConfig):
+                raise ValueError(
+                    f"{spec} holds an adapter of the kind {config.peft_type}, and only LoRA is "
+                    "supported: merge it into the model and save that."
+                )
+            self.config: LoraConfig = copy.deepcopy(config)
+        else:
+            if isinstance(spec, dict):
+                spec = LoraConfig(**{"task_type": "CAUSAL_LM", "lora_dropout": 0.0, **spec})
+            if not isinstance(spec, LoraConfig):
+                raise TypeError(
+                    "peft_config must be a peft.LoraConfig or a dict of its arguments, but it is a "
+                    f"{type(spec).__name__}."
+                )
+            self.config = copy.deepcopy(spec)
+            own = copy.deepcopy(spec)
+            own.base_model_name_or_path = None  # peft takes the model's
+            self._peft_model = cast("PeftModel", get_peft_model(model, own))
         self._peft_model.eval()
-        self._enabled = True
+        self._in_place = True
 
     @property
-    def enabled(self) -> bool:
-        """Whether the model computes with it at present."""
-        return self._enabled
+    def in_place(self) -> bool:
+        """Whether the model computes with its own adapter at present."""
+        return self._in_place
+
+    def weights(self) -> dict[str, th.Tensor]:
+        """Return a copy of all that is trained."""
+        return {name: p.detach().clone() for name, p in self._trained().items()}
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Let the model be what it is without the adapter."""
-        self._enabled = False
+    def replaced(self, weights: dict[str, th.Tensor]) -> Iterator[None]:
+        """Let the model compute with what `weights` gave earlier; its own come back at the end."""
+        trained = self._trained()
+        own = {name: parameter.data for name, parameter in trained.items()}
+        self._in_place = False
         try:
-            with self._peft_model.disable_adapter():
-                yield
+            for name, parameter in trained.items():
+                parameter.data = weights[name]
+            yield
         finally:
-            self._enabled = True
+            for name, parameter in trained.items():
+                parameter.data = own[name]
+            self._in_place = True
 
     def merged(self) -> PreTrainedModel:
         """Return a copy of the model with the adapter added to its weights."""
         return cast("PreTrainedModel", copy.deepcopy(self._peft_model).merge_and_unload())
 
-    def fold(self) -> None:
-        """Add the adapter to the model's weights and start with a new one that changes nothing."""
-        from peft.tuners.lora import LoraLayer
+    def merge(self) -> PreTrainedModel:
+        """Add the adapter to the model's weights for good, and return the model."""
+        return cast("PreTrainedModel", self._peft_model.merge_and_unload())
 
-        for layer in self._peft_model.modules():
-            if isinstance(layer, LoraLayer):
-                layer.merge()
-                # What is merged is now the model's own, not to be taken out again.
-                layer.merged_adapters.clear()
-                for name in layer.active_adapters:
-                    layer.reset_lora_parameters(name, init_lora_weights=True)
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the adapter alone, as `peft` does."""
+        self._peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def _trained(self) -> dict[str, th.nn.Parameter]:
+        return {n: p for n, p in self._peft_model.named_parameters() if p.requires_grad}
+
+
+def adapter_folder(model: str | Path) -> tuple[Path, str] | None:
+    """Return the folder of an adapter and the name of its model, if `peft` saved one there.
+
+    Args:
+        model: A name or path.
+
+    Raises:
+        ValueError: If it does not say which model it belongs to.
+    """
+    file = adapter_config_file(str(model))
+    if file is None:
+        return None
+    base = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{str(model)!r} holds an adapter that does not say of which model: expected "
+            "a base_model_name_or_path in its adapter_config.json."
+        )
+    return Path(file).parent, str(base)

@@ -33,6 +33,7 @@ class Probed(Protocol):
     """What is tried, in float32: a causal language model and the ways to compute it."""
 
     model: PreTrainedModel
+    linear_head: bool
 
     @property
     def decoder(self) -> Decoder:
@@ -63,17 +64,28 @@ class Probed(Protocol):
 def probe(backbone: Probed) -> Capabilities:
     """Return what a model can do, and warn if it cannot be cached.
 
+    It finds out, too, whether the model's logits are a linear layer of its last hidden states, and
+    sets `linear_head` to that; if they are not, the model's own forward makes them.
+
     Raises:
-        ValueError: If its logits are not a linear layer of its last hidden states.
+        ValueError: If the model reads what comes after a token, or its logits are made of more
+            than its last hidden states.
     """
     name = type(backbone.model).__name__
     with realistic_weights(backbone.model), th.no_grad():
-        reason = why_no_linear_head(backbone)
+        reason = why_not_causal(backbone)
         if reason is not None:
             raise ValueError(
-                f"{name} changes its logits after the output layer ({reason}), which is not "
-                "supported: choose a model whose logits are a linear layer of its last hidden "
-                "states (GPT-2, Llama, Qwen, Mistral, ...)."
+                f"{name} does not read from left to right alone: what comes after a token changes "
+                f"what is made of it ({reason}). Choose a causal model (GPT-2, Llama, Qwen, ...); "
+                "an encoder may have a config with is_decoder=True."
+            )
+        backbone.linear_head = why_no_head(backbone) is None
+        reason = None if backbone.linear_head else why_no_head(backbone)
+        if reason is not None:
+            raise ValueError(
+                f"{name} makes its logits of more than its last hidden states ({reason}), which is "
+                "not supported: choose another causal model (GPT-2, Llama, Qwen, Mistral, ...)."
             )
         packs = why_no_packing(backbone)
         caches = why_no_cache(backbone)
@@ -87,17 +99,24 @@ def probe(backbone: Probed) -> Capabilities:
     return Capabilities(caches, packs, "only steps that go on from a cache are compiled")
 
 
-def why_no_linear_head(backbone: Probed) -> str | None:
-    """Return why a model's logits are not what its output layer makes of its hidden states."""
+def why_not_causal(backbone: Probed) -> str | None:
+    """Return how what comes after a token changes its hidden state."""
+    tokens = th.tensor([[0, 1, 0, 0], [0, 1, 1, 1]])
+    hidden = backbone.trunk(input_ids=tokens, use_cache=False)[:, :2]
+    return _difference(hidden[0], hidden[1])
+
+
+def why_no_head(backbone: Probed) -> str | None:
+    """Return why a model's logits are not what the backbone makes of its last hidden states."""
     tokens = th.arange(2)[None, :]
     head = cast("th.nn.Module", backbone.model.get_output_embeddings())
-    hidden = backbone.trunk(input_ids=tokens, use_cache=False)
-    size = float(backbone.logits(hidden).square().mean().sqrt())
+    hidden = backbone.trunk(input_ids=tokens, use_cache=False)[0]
+    size = float(backbone.model(input_ids=tokens, use_cache=False).logits.square().mean().sqrt())
     scale = LOGITS / size if size else 1.0
     hook = head.register_forward_hook(lambda _, inputs, output: output * scale)
     try:
-        expected = backbone.model(input_ids=tokens, use_cache=False).logits
-        return _difference(backbone.logits(hidden), expected)
+        expected = backbone.model(input_ids=tokens, use_cache=False).logits[0]
+        return _why_not(partial(backbone.logits, hidden), expected)
     finally:
         hook.remove()
 

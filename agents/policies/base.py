@@ -55,6 +55,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         head_chunk: How many actions get their logits at a time in an update.
         use_cache: Whether rollouts and predictions ask the backbone for what it remembers.
         tokenizer: The environment's, if it is known.
+        facts: What an algorithm has said of the training, for the model card; name and value.
     """
 
     sampling: Sampling
@@ -63,6 +64,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
     head_chunk: int
     use_cache: bool
     tokenizer: PreTrainedTokenizerBase | None
+    facts: dict[str, Any]
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False
@@ -237,6 +239,8 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
             return Scores(log_prob, entropy, None)
         if self.value_backbone is not None:
             hidden = action_hidden(self.value_backbone, obs)
+        elif self.vf_detach:
+            hidden = hidden.detach()
         return Scores(log_prob, entropy, self._values(hidden).flatten())
 
     def _distribution(

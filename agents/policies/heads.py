@@ -35,12 +35,15 @@ class CriticMixin(ABC):
         value_head: What makes values of hidden states. None: there is no critic.
         value_model_is_copy: Whether the critic's model starts, and after a warm start again, as
             the actor's.
+        vf_detach: Whether the value loss leaves a trunk alone that the critic shares.
     """
 
     backbone: Backbone
     value_backbone: Backbone | None
     value_head: ValueHead | None
     value_model_is_copy: bool
+    vocab_size: int
+    vf_detach: bool = False
 
     @abstractmethod
     def make_backbone(self, model: Any) -> Backbone:
@@ -54,7 +57,7 @@ class CriticMixin(ABC):
             critic: Whether there is a critic.
 
         Raises:
-            ValueError: If there is a model for a critic that is not there.
+            ValueError: If there is a model for no critic, or one that lacks tokens.
         """
         if value_model is not None and not critic:
             raise ValueError("A value_model is a critic's: leave it out, or critic=False.")
@@ -64,12 +67,25 @@ class CriticMixin(ABC):
             self.value_backbone = copy.deepcopy(self.backbone)
         elif value_model is not None:
             self.value_backbone = self.make_backbone(value_model)
+            self.value_backbone.merge_adapter()
+            own = self.value_backbone.num_logits
+            if own < self.vocab_size:
+                raise ValueError(
+                    "The critic reads whatever the actor says, but its model's vocabulary has only "
+                    f"{own} of {self.vocab_size} tokens: choose a value_model for this tokenizer."
+                )
         self.value_head = ValueHead(self.critic_backbone.hidden_size) if critic else None
 
     @property
     def critic(self) -> bool:
         """Whether there are values."""
         return self.value_head is not None
+
+    @property
+    def critic_is_new(self) -> bool:
+        """Whether there is a critic that has not learned anything yet."""
+        head = self.value_head
+        return head is not None and not (head.weight.any() or head.bias.any())
 
     @property
     def separate_critic(self) -> bool:
@@ -87,15 +103,24 @@ class CriticMixin(ABC):
             self.value_backbone.load_state_dict(self.backbone.state_dict())
             self.value_backbone.clear_cache()
 
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Return the critic's own parameters: those of its head, and of its model if it has one."""
+        modules = [module for module in (self.value_backbone, self.value_head) if module]
+        return [parameter for module in modules for parameter in module.parameters()]
+
     def saved_value_model(self) -> Any:
         """Return the `value_model` to make the policy with before its weights are loaded."""
         if self.value_backbone is None:
             return None
         return "copy" if self.value_model_is_copy else self.value_backbone.config
 
+    def critic_hidden(self, batch: SequenceBatch) -> th.Tensor:
+        """Return what the value head reads of the actions of sequences, (n, hidden)."""
+        return self.critic_backbone.hidden_states(batch)
+
     def values(self, batch: SequenceBatch) -> th.Tensor:
         """Return the values (n,) of what the actions of sequences were chosen from."""
-        return self._values(self.critic_backbone.hidden_states(batch)).flatten()
+        return self._values(self.critic_hidden(batch)).flatten()
 
     def observation_values(self, observation: Observation) -> th.Tensor:
         """Return the values (n,) of observations on the host, without the prefix cache."""

@@ -16,7 +16,7 @@ from torch import nn
 from agents.models.backbone import Observation, Scope
 from agents.models.layout import SequenceBatch
 from agents.policies.observations import as_sequences, on_host
-from textenvs.constraints import TokenConstraint
+from textenvs.constraints import AllOf, ChoiceConstraint, TokenConstraint
 from textenvs.text.codec import TokenIds
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class TokenMasks(nn.Module):
         vocab_size: How many tokens there are.
         allowed_tokens: The only ones to sample. None: all.
         constraint: What more confines them, "package.module:Name" for that, or None.
+        choices: The only responses, as token ids without EOS. None: any.
+        eos_token_id: The token that ends those that leave room for it.
 
     Raises:
         ValueError: If `allowed_tokens` are no ids of the vocabulary, or none; if there is no such
@@ -66,13 +68,21 @@ class TokenMasks(nn.Module):
         vocab_size: int,
         allowed_tokens: Collection[int] | None,
         constraint: TokenConstraint[Any] | str | None = None,
+        choices: Collection[Sequence[int]] | None = None,
+        eos_token_id: int | None = None,
     ) -> None:
         super().__init__()
         self.allowed: th.Tensor | None
         mask = None if allowed_tokens is None else _mask(vocab_size, allowed_tokens)
         self.register_buffer("allowed", mask, persistent=False)
-        self.constraint = None if constraint is None else resolve_constraint(constraint)
         self._within = np.ones(vocab_size, dtype=np.bool_) if mask is None else mask.numpy().copy()
+        if eos_token_id is not None and not self._within[eos_token_id]:
+            eos_token_id = None
+        every = [] if constraint is None else [resolve_constraint(constraint)]
+        # Choices of one token that nothing follows are what `allowed_tokens` says already.
+        if choices is not None and not (eos_token_id is None and {*map(len, choices)} == {1}):
+            every.append(ChoiceConstraint(choices, eos_token_id))
+        self.constraint = AllOf(every) if len(every) > 1 else every[0] if every else None
         self._states: dict[Scope, States] = {}
 
     def said(

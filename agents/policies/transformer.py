@@ -12,12 +12,12 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from agents.models.backbone import Backbone
 from agents.models.causal import CausalBackbone
-from agents.models.loading import ModelSpec
-from agents.policies import export
-from agents.policies.base import BackbonePolicy
+from agents.models.loading import ModelSpec, model_kind
+from agents.policies.export import tell_of_stops
 from agents.policies.masks import TokenMasks
 from agents.policies.observations import check_spaces
 from agents.policies.sampling import LOGITS_AT_A_TIME, Sampling
+from agents.policies.saved import SavedPolicy
 from textenvs.constraints import TokenConstraint
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agents.models.lora import AdapterSpec
 
 
-class TransformerPolicy(BackbonePolicy):
+class TransformerPolicy(SavedPolicy):
     """Actor and critic on one causal language model, for environments of `textenvs`.
 
     The actor is the model's own head; the critic is a linear layer on the last hidden state, in
@@ -42,19 +42,22 @@ class TransformerPolicy(BackbonePolicy):
         lr_schedule: Learning rate as a function of the remaining progress.
         use_sde: Must be False; it is there because SB3 passes it.
         model: "tiny" (a Llama of about a million parameters, initialised at random), a name or
-            path that `AutoModelForCausalLM.from_pretrained` resolves, or a config.
+            path that `AutoModelForCausalLM.from_pretrained` resolves, or a config. An adapter that
+            `peft` has saved is trained on, as with `peft_config`, and saved as one.
         temperature: Logits are divided by it.
         top_k: Sample from the k most likely tokens. 0: all.
         top_p: Sample from the smallest set of most likely tokens with at least this probability.
             1: all.
-        allowed_tokens: The only tokens to sample. None: what the action space says.
+        allowed_tokens: The only tokens to sample. None: what the action space says, and of its
+            choices, if it has some, whole ones alone.
         constraint: What may be said next, as a function of what was said: a
             `textenvs.constraints.TokenConstraint`, or "package.module:Name" (a class is called).
             Of the allowed tokens only those are sampled that it allows. A path is imported where
             the agent is loaded; an object is pickled with it.
         use_cache: Whether to remember keys and values between calls; the answers are the same.
         value_model: What the critic reads: None (the actor's trunk), "copy" (a model of its own
-            that starts as the actor's, as it is after a warm start), or like `model`.
+            that starts as the actor's, as it is after a warm start), or like `model`; an adapter
+            is merged into its model.
         critic: Whether there are values at all; an algorithm without a critic needs none, and what
             asks for them gets zeros.
         peft_config: A `peft.LoraConfig` or a dict of its arguments, e.g. `{"r": 16}`: train an
@@ -72,7 +75,8 @@ class TransformerPolicy(BackbonePolicy):
 
     Raises:
         ValueError: If the spaces are not those of a text environment, or the model does not fit; in
-            use, if the constraint allows nothing somewhere.
+            use, if the constraint allows nothing somewhere, or the model lacks a token that it is
+            to read.
     """
 
     observation_space: spaces.Dict
@@ -119,32 +123,55 @@ class TransformerPolicy(BackbonePolicy):
         self.sampling = Sampling(temperature, top_k, top_p)
         self.use_cache = use_cache
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.facts = {}
+        # Where tokenizers may be that the models were trained with.
+        self.sources = [m for m in (model, value_model) if isinstance(m, (str, Path))]
+        self.sources = [source for source in self.sources if source not in ("tiny", "copy")]
         self.vocab_size = int(cast(spaces.Discrete, action_space).n)
         # Whether the first weights were somebody's work, and not drawn at random.
-        self.pretrained = isinstance(model, (str, Path)) and model != "tiny"
+        self.pretrained = model_kind(model) == "pretrained"
         if value_model is not None and peft_config is not None:
             raise ValueError(
                 "With peft_config the critic shares the actor's trunk: leave value_model out."
             )
-        self._peft_config = peft_config
         self._options: dict[str, Any] = {
             "autocast": autocast,
             "gradient_checkpointing": gradient_checkpointing,
             "compile": compile,
         }
         self.backbone = self.make_backbone(model, peft_config)
+        # What the model lacks of the tokenizer's vocabulary is never sampled.
+        self.vocab_size = min(self.vocab_size, self.backbone.num_logits)
+        adapter = self.backbone.adapter
+        if adapter is not None and value_model is not None:
+            raise ValueError("With an adapter the critic shares the trunk: leave value_model out.")
+        self._peft_config = peft_config if adapter is None else adapter.config
+        if self.pretrained:
+            tell_of_stops(self)
         self.head_chunk = _head_chunk(head_chunk, self.backbone.num_logits)
         self.make_critic(value_model, critic)
         self._allowed_tokens = allowed_tokens
+        choices = None
         if allowed_tokens is None:
             allowed_tokens = getattr(action_space, "allowed_tokens", None)
+            choices = getattr(action_space, "choices", None)
         self._constraint = constraint
-        self.masks = TokenMasks(self.vocab_size, allowed_tokens, constraint)
+        eos = getattr(action_space, "eos_token_id", None)
+        self.masks = TokenMasks(self.vocab_size, allowed_tokens, constraint, choices, eos)
         self.optimizer = self.optimizer_class(
-            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            self._parameter_groups(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what is trained: the actor's and, in a group of their own, the critic's own."""
+        own = {id(parameter) for parameter in self.critic_parameters()}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        actor = [parameter for parameter in trained if id(parameter) not in own]
+        critic = [parameter for parameter in trained if id(parameter) in own]
+        groups = [{"name": "actor", "params": actor}, {"name": "critic", "params": critic}]
+        return [group for group in groups if group["params"]]
 
     def make_backbone(self, model: ModelSpec, peft_config: AdapterSpec | None = None) -> Backbone:
         """Return a model that fits the spaces and computes as the policy's own."""
@@ -164,33 +191,12 @@ class TransformerPolicy(BackbonePolicy):
             compiled=self._options["compile"],
         )
 
-    def save_pretrained(
-        self, directory: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> None:
-        """Write an ordinary Hugging Face folder: model, tokenizer, and the value head beside it.
-
-        A LoRA adapter is added to the weights; a critic's own model is in a folder inside. With
-        several ranks the main one writes.
-
-        Args:
-            directory: Where to; `AutoModelForCausalLM.from_pretrained` reads it.
-            tokenizer: The tokenizer to write. None: the environment's, if `agents.PPO` set it.
-
-        Raises:
-            ValueError: If the folder holds something else, since it is replaced as a whole.
-        """
-        export.save_policy(self, Path(directory), tokenizer or self.tokenizer)
-
-    def load_value_head(self, directory: str | Path) -> None:
-        """Read the value head from a folder that `save_pretrained` wrote."""
-        export.load_value_head(self.value_head, Path(directory))
-
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
-            # The config, not a path: the weights are in the state dict.
+            # The config, not a path: the weights are in the state dict, all of them.
             "model": self.backbone.config,
             **vars(self.sampling),
             "allowed_tokens": self._allowed_tokens,

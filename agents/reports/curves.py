@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agents.files import atomic_path
+from agents.training.logs import HELD_OUT, STEP
 from agents.training.run import Run
 
 CURVE = "learning_curve.png"
@@ -43,11 +44,7 @@ def plot_learning_curve(run: Run) -> Path | None:
         return None
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), squeeze=False)
     for axis, (column, label) in zip(axes[0], panels, strict=True):
-        points = [
-            (row["time/total_timesteps"], row[column])
-            for row in rows
-            if row.get(column) is not None
-        ]
+        points = [(row[STEP], row[column]) for row in rows if row.get(column) is not None]
         sign = -1 if column == "train/entropy_loss" else 1
         axis.plot(
             [x for x, _ in points], [sign * y for _, y in points], marker=".", label="training"
@@ -57,10 +54,15 @@ def plot_learning_curve(run: Run) -> Path | None:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.3)
+    held_out = [row for row in rows if row.get(HELD_OUT) is not None]
+    if held_out:
+        means = [row[HELD_OUT] for row in held_out]
+        axes[0][0].plot([row[STEP] for row in held_out], means, marker="s", label="held out")
     for when, step in (("before", 0), ("after", summary["timesteps"])):
         mean, error = summary[when]["mean_reward"], summary[when]["standard_error"]
+        bars = None if error is None else [2 * error]
         name = f"held out, {when}"
-        axes[0][0].errorbar([step], [mean], yerr=[2 * error], fmt="o", capsize=4, label=name)
+        axes[0][0].errorbar([step], [mean], yerr=bars, fmt="o", capsize=4, label=name)
     axes[0][0].legend(fontsize=8)
     figure.suptitle(summary["env_id"])
     figure.tight_layout()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,10 +13,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from agents import parallel
 from agents.models.layout import CausalLayout, SequenceBatch, SequenceLayout
 from agents.rollouts.recorder import SequenceRecorder
-from agents.rollouts.sequences import Sequence, TokenBatch, split_by_size, split_evenly
+from agents.rollouts.sequences import Segment, Sequence, TokenBatch, split_by_size, split_evenly
 
 Observation = dict[str, npt.NDArray[np.int64]]
 FLOATS = ("rewards", "returns", "values", "log_probs", "advantages", "ref_log_probs")
@@ -99,6 +98,32 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._next_lengths = np.zeros(self.n_envs, dtype=np.int64)
         self.pos = 0
         self.full = False
+
+    def put_in_front(
+        self,
+        slot: int,
+        columns: Mapping[str, npt.NDArray[Any]],
+        sequences: list[list[Segment]],
+        policy_version: int,
+    ) -> None:
+        """Begin an environment's steps with those of an episode that goes on.
+
+        Args:
+            slot: The environment, which has no steps yet.
+            columns: (steps,) each, what goes into the arrays of these names.
+            sequences: The turns of each of the episode's sequences.
+            policy_version: Of the policy that began it.
+        """
+        steps = len(columns["actions"])
+        while steps > len(self.actions):
+            self._grow()
+        for name, column in columns.items():
+            getattr(self, name)[:steps, slot] = column
+        self.lengths[slot] = steps
+        self.pos = int(self.lengths.max())
+        self._recorder.reopen(slot, sequences, self._actions_of(slot), policy_version)
+        turn = sequences[-1][-1]
+        self._next_lengths[slot] = turn.begun + turn.stop - turn.start
 
     def add(  # type: ignore[override]
         self,
@@ -212,23 +237,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
         super().compute_returns_and_advantage(last_values, dones)
 
     def drop_unfinished(self) -> None:
-        """Leave out the sequences of episodes that the end of the rollout has cut.
+        """Leave out the sequences of episodes that the end of the rollout has cut."""
+        cut = {s.episode for s in self.sequences if not self.is_complete(s)}
+        self.sequences = [s for s in self.sequences if s.episode not in cut]
 
-        Raises:
-            ValueError: If none is left on any rank.
-        """
-        finished = [
-            sequence
-            for sequence in self.sequences
-            if sequence.segments[-1].stop < self.lengths[sequence.env]
-            or self.last_dones[sequence.env]
-        ]
-        if not any(parallel.all_gather([len(finished)])):
-            raise ValueError(
-                f"No episode ended within the rollout's {self.buffer_size} steps, so "
-                "whole_episodes=True leaves nothing to learn from: raise n_steps."
-            )
-        self.sequences = finished
+    def is_complete(self, sequence: Sequence) -> bool:
+        """Return whether a sequence's episode ended within the rollout."""
+        ended = sequence.segments[-1].stop < self.lengths[sequence.env]
+        return bool(ended or self.last_dones[sequence.env])
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """Yield minibatches of whole sequences in random order.

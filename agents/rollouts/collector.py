@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import Observation, SequenceRolloutBuffer, Truncation
 from agents.rollouts.deferred import DeferredRewards, deferred_rewards
+from agents.rollouts.unfinished import UnfinishedEpisode, put_back
 from agents.rollouts.vec_env import GymnasiumVecEnv
 from textenvs.envs.observations import Observations
 
@@ -23,6 +24,7 @@ class Agent(Protocol):
     num_timesteps: int
     _last_obs: Any
     _last_episode_starts: Any
+    unfinished: list[UnfinishedEpisode]
 
     def record_infos(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
         """Take in a step's infos."""
@@ -67,6 +69,8 @@ class StepSource:
         if self._episodes is not None and not np.all(agent._last_episode_starts):
             agent._last_obs = self._env.reset()
             agent._last_episode_starts = np.ones(self._env.num_envs, dtype=np.bool_)
+        starts = agent._last_episode_starts  # an episode that was reset does not go on
+        put_back(buffer, (e for e in agent.unfinished if not starts[e["slot"]]))
         policy.start_rollout(self._n_steps)
         with deferred_rewards(self._env, agent.record_infos) as deferred:
             try:

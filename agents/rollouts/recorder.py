@@ -71,6 +71,23 @@ class SequenceRecorder:
             segments=[Segment(context, start, begun)],
         )
 
+    def reopen(
+        self, env: int, sequences: list[list[Segment]], actions: Tokens, policy_version: int
+    ) -> None:
+        """Take in what an environment had done of its episode before the rollout.
+
+        Args:
+            env: The environment, which has done nothing else.
+            sequences: The turns of each of the episode's sequences; the last one goes on.
+            actions: All of the episode's so far.
+            policy_version: See `Sequence`.
+        """
+        self._episodes[env] = 1
+        for segments in sequences:
+            self.close(env, actions[: segments[0].start])
+            group = env // self._group_size
+            self._open[env] = Sequence(env, env, group, policy_version, segments)
+
     def close(self, env: int, actions: npt.NDArray[np.int32]) -> None:
         """Complete an environment's running sequence, if there is one."""
         sequence = self._open[env]

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch as th
 from stable_baselines3.common import callbacks
 
 from agents import parallel
 from agents.files import atomic_path
+
+
+def check_finite(model: Any) -> None:
+    """Refuse to go on with, or to save, an agent that has diverged.
+
+    Raises:
+        ValueError: If a weight, or what the optimizer remembers of it, is infinite or NaN.
+    """
+    for name, tensor in _tensors(model.policy):
+        if not bool(th.isfinite(tensor).all()):
+            raise ValueError(
+                f"The training has diverged: {name} is not finite after {model.num_timesteps:,} "
+                "tokens, and an agent like that is not saved. Lower the learning rate, or raise "
+                "kl_coef; what was saved before is as it was."
+            )
+
+
+def _tensors(policy: Any) -> Iterator[tuple[str, th.Tensor]]:
+    """Yield a policy's floating-point weights, and what its optimizer remembers."""
+    named = {id(parameter): name for name, parameter in policy.named_parameters()}
+    yield from policy.named_parameters()
+    for parameter, state in policy.optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, th.Tensor):
+                yield f"{key} of {named.get(id(parameter), 'a weight')}", value
 
 
 class CheckpointCallback(callbacks.CheckpointCallback):
@@ -16,8 +43,9 @@ class CheckpointCallback(callbacks.CheckpointCallback):
 
     It saves between rollouts, before the first rollout that starts `save_freq` steps or more after
     the last checkpoint, and when training ends. A checkpoint is written beside its place and then
-    moved there, so that a process killed at any moment leaves whole ones only. With several ranks
-    the main one writes.
+    moved there, so that a process killed at any moment leaves whole ones only. An agent whose
+    weights are not finite is not saved: that is an error, and the last checkpoint stays. With
+    several ranks the main one writes.
 
     Args:
         save_freq: How many steps to let pass, in calls of `env.step()` as in SB3.
@@ -76,10 +104,11 @@ class CheckpointCallback(callbacks.CheckpointCallback):
             self._save()
 
     def _save(self) -> None:
+        model: Any = self.model
+        check_finite(model)  # on every rank, so that all of them end
         self._saved_at = self.n_calls
         if not parallel.is_main():
             return
-        model: Any = self.model
         self.num_timesteps = model.num_timesteps  # At the last step it was without other ranks'.
         normalizer = model.get_vec_normalize_env()
         # The agent comes last: where it is, the rest is complete.

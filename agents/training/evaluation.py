@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -36,7 +36,8 @@ class Evaluation:
     """Episodes and what they come to.
 
     Args:
-        episodes: In the order of the examples.
+        episodes: In the order of the examples; with several samples, each example's one after
+            the other.
     """
 
     episodes: list[Episode]
@@ -54,7 +55,8 @@ class Evaluation:
     @property
     def standard_error(self) -> float:
         """The standard error of the mean return over the examples."""
-        return _standard_error(self.rewards)
+        pairs = ((episode.example, episode.reward) for episode in self.episodes)
+        return _standard_error(_by_example(pairs))
 
     @property
     def success_rate(self) -> float | None:
@@ -74,6 +76,7 @@ class Evaluation:
                 "references": list(episode.transcript.references),
                 "reward": episode.reward,
                 "reward_terms": episode.reward_terms,
+                "observed": episode.observed,
                 "is_success": episode.is_success,
                 "stopped": episode.transcript.stopped,
                 "response_tokens": sum(len(response) for _, response in episode.turns),
@@ -88,18 +91,29 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
         records: Those of an `Evaluation`, as they are or read back from a file.
+
+    Returns:
+        Among others `mean_reward`; `standard_error` over the examples, None for one example;
+        `success_rate`, None where the task knows no success; with several samples `samples`, and
+        `pass@k` where the task knows success.
     """
     rewards = np.array([record["reward"] for record in records])
     terms = sorted({name for record in records for name in record["reward_terms"]})
+    by_example = _by_example((record["example"], record["reward"]) for record in records)
+    error = _standard_error(by_example)
+    several = len(records) // len(by_example)
     return {
-        "examples": len(records),
+        "examples": len(by_example),
+        **({"samples": several} if several > 1 else {}),
         "mean_reward": float(rewards.mean()),
-        "standard_error": _standard_error(rewards),
+        "standard_error": None if math.isnan(error) else error,
         "success_rate": _share([record["is_success"] for record in records]),
+        **(_pass_at_powers(records) if several > 1 else {}),
         "reward_terms": {
             name: float(np.mean([record["reward_terms"].get(name, 0.0) for record in records]))
             for name in terms
         },
+        "observed": _observed(records),
         "stopped_by_eos": float(np.mean([record["stopped"] for record in records])),
         "response_tokens": float(np.mean([record["response_tokens"] for record in records])),
         "distinct_responses": len({record["turns"][-1]["text"] for record in records})
@@ -116,15 +130,61 @@ def reward_text(summary: Mapping[str, Any], success: bool = True) -> str:
             reward that is not the task's.
     """
     rate = summary["success_rate"] if success else None
+    error = summary["standard_error"]
     return (
-        f"{summary['mean_reward']:.3f} ± {summary['standard_error']:.3f} "
-        f"(n={summary['examples']})" + ("" if rate is None else f", success {rate:.0%}")
+        f"{summary['mean_reward']:.3f} "
+        + ("" if error is None else f"± {error:.3f} ")
+        + f"(n={summary['examples']})"
+        + ("" if rate is None else f", success {rate:.0%}")
     )
+
+
+def pass_at_k(samples: int, successes: int, k: int) -> float:
+    """Return the unbiased estimate of the chance that one of k samples succeeds (Chen et al. 2021).
+
+    Args:
+        samples: How many there were.
+        successes: How many of them succeeded.
+        k: At most `samples`.
+    """
+    return 1.0 - math.comb(samples - successes, k) / math.comb(samples, k)
+
+
+def _pass_at_powers(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return pass@k for k = 1, 2, 4, ... up to the number of samples, the mean over examples."""
+    if any(record["is_success"] is None for record in records):
+        return {}
+    counts: dict[int, list[bool]] = {}
+    for record in records:
+        counts.setdefault(record["example"], []).append(record["is_success"])
+    fewest = min(map(len, counts.values()))
+    return {
+        f"pass@{k}": float(np.mean([pass_at_k(len(c), sum(c), k) for c in counts.values()]))
+        for k in (2**i for i in range(fewest.bit_length()))
+    }
+
+
+def _by_example(rewards: Iterable[tuple[int, float]]) -> npt.NDArray[np.float64]:
+    """Return each example's mean reward over its samples, from pairs of example and reward."""
+    own: dict[int, list[float]] = {}
+    for example, reward in rewards:
+        own.setdefault(example, []).append(reward)
+    return np.array([np.mean(several) for several in own.values()])
 
 
 def _standard_error(values: npt.NDArray[np.float64]) -> float:
     n = len(values)
     return float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+def _observed(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean of each measure that is not paid for, over the episodes that have it."""
+    values: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.get("observed", {}).items():
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    return {name: float(np.mean(own)) for name, own in sorted(values.items())}
 
 
 def _share(successes: Sequence[bool | None]) -> float | None:
@@ -139,8 +199,9 @@ def evaluate_split(
     deterministic: bool = False,
     num_envs: int = 64,
     seed: int = 0,
+    samples: int = 1,
 ) -> Evaluation:
-    """Play each example of an environment's split once.
+    """Play each example of an environment's split, once or several times.
 
     The rewards are those of the environment itself, without what wrappers add; to evaluate a
     wrapped environment there is SB3's `evaluate_policy`.
@@ -153,7 +214,10 @@ def evaluate_split(
         num_envs: How many examples to play at a time.
         seed: For the sampling of tokens and the users of dialogues; nobody else's generator is
             touched, so that evaluating a model in training changes nothing.
+        samples: How often each example is played. At least 1.
     """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, but it is {samples}.")
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_examples must be at least 1, but it is {max_examples}.")
     engine = engine_of(env)
@@ -174,5 +238,6 @@ def evaluate_split(
 
     with preserved_rng_state():
         th.manual_seed(seed)
-        episodes = play(engine.with_slots(min(num_envs, count)), agent, examples, seed)
-    return Evaluation(episodes)
+        slots = engine.with_slots(min(num_envs, count))
+        rounds = [play(slots, agent, examples, seed + number) for number in range(samples)]
+    return Evaluation([episode for own in zip(*rounds, strict=True) for episode in own])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch as th
+from accelerate.utils import patch_environment
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import (
@@ -35,11 +36,13 @@ def fit(
         network: Changed in place.
         data: One item for each sequence.
         collate: Makes a batch of items: `input_ids`, `attention_mask` and `labels`.
-        settings: `batch_size`, `warmup_steps`, `seed`, and the `learning_rate` at its peak.
+        settings: `batch_size`, `warmup_steps`, `seed`, the `learning_rate` at its peak, and the
+            `precision`, "no" or "bf16", whatever the surroundings say.
         progress: Whether to show a progress bar.
         device: Where the model is.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    precision = patch_environment(ACCELERATE_MIXED_PRECISION=settings["precision"])
+    with tempfile.TemporaryDirectory() as folder, precision:
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=1,

@@ -13,8 +13,10 @@ CONFIG = "config.json"
 AGENT, MODEL = "agent.zip", "model"
 # The agent in the middle of training; it is gone when the run is finished.
 CHECKPOINT = "checkpoint.zip"
-# Transcripts of held-out examples.
-BEFORE, AFTER = "samples_before.jsonl", "samples_after.jsonl"
+# The model that did best on the held-out examples so far, if they are played while training.
+BEST = "best_model"
+# Transcripts of held-out examples, and of a few of them at each evaluation while training.
+BEFORE, AFTER, SAMPLES = "samples_before.jsonl", "samples_after.jsonl", "samples.jsonl"
 # The log, by iteration.
 PROGRESS = "progress.csv"
 # A few episodes of each iteration, token by token.
@@ -39,13 +41,18 @@ def check_free(folder: Path) -> bool:
     return True
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run's; a model's has a config.json, too."""
+    return (folder / CONFIG).is_file() and "env" in read_json(folder / CONFIG)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return what config.json holds.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If it is no run's folder.
     """
-    if not (folder / CONFIG).is_file():
+    if not is_run(folder):
         raise ValueError(
             f"{folder} is no run folder: expected one that `textenvs train` or `Run.train` wrote, "
             f"with a {CONFIG}."

@@ -133,8 +133,6 @@ def warm_start(
     if parallel.is_main():
         with parallel.main_process_only():
             _fit_or_read(model, passes, learning_rate, batch_size, progress, cache, seed)
-    if policy.backbone.adapter is not None:
-        policy.backbone.adapter.fold()
     policy.copy_actor_to_critic()
     parallel.broadcast(policy)
     policy.set_training_mode(False)
@@ -150,7 +148,7 @@ def _fit_or_read(
     cache: bool | Path,
     seed: int,
 ) -> None:
-    """Give a model's actor the weights that `warm_start` describes, but for folding an adapter."""
+    """Give a model's actor the weights that `warm_start` describes."""
     policy = model.policy
     data = demonstrations(engine_of(model.env), passes, seed, policy.backbone.layout)
     adapter = policy.backbone.adapter
@@ -160,6 +158,7 @@ def _fit_or_read(
         "batch_size": batch_size,
         "warmup_steps": min(20, len(data) // batch_size // 10),
         "seed": seed,
+        "precision": "no" if policy.backbone.autocast is None else "bf16",
         "adapter": None if adapter is None else adapter.config.to_dict(),
     }
     network = policy.backbone.model

@@ -1,21 +1,51 @@
-"""The log of a run that goes on: what came after the checkpoint is dropped, the rest is kept."""
+"""The log of a run. Where one goes on, what came after the checkpoint is dropped, the rest kept."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+    filter_excluded_keys,
+)
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.files import write_text
 from agents.training.folder import PROGRESS
 
 STEP, ITERATION, SECONDS = "time/total_timesteps", "time/iterations", "time/time_elapsed"
+# The column that rows of evaluations have.
+HELD_OUT = "eval/mean_reward"
+
+# Called with each row of the log.
+OnLog = Callable[[dict[str, Any]], None]
+
+
+class CallingOutput(KVWriter):
+    """A log that calls a function with each row; texts of samples are left out.
+
+    Args:
+        on_log: The function.
+    """
+
+    def __init__(self, on_log: OnLog) -> None:
+        self._on_log = on_log
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        """Call it."""
+        self._on_log(filter_excluded_keys(key_values, key_excluded, "stdout"))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class ContinuedCSV(CSVOutputFormat):
@@ -46,12 +76,33 @@ class ContinuedTensorBoard(TensorBoardOutputFormat):
         self._is_closed = False
 
 
-def continue_log(model: BaseAlgorithm, folder: Path) -> float:
-    """Let a loaded agent go on with its run's log.
+def open_log(
+    model: BaseAlgorithm, folder: Path, tensorboard: bool = True, outputs: Sequence[KVWriter] = ()
+) -> None:
+    """Let an agent begin its run's log.
+
+    Args:
+        model: The agent.
+        folder: Where the log is.
+        tensorboard: Whether TensorBoard's is written.
+        outputs: Where else rows go.
+    """
+    own: list[KVWriter] = [CSVOutputFormat(str(folder / PROGRESS))]
+    if tensorboard:
+        own.append(TensorBoardOutputFormat(str(folder)))
+    model.set_logger(Logger(str(folder), [*own, *outputs]))
+
+
+def continue_log(
+    model: BaseAlgorithm, folder: Path, tensorboard: bool = True, outputs: Sequence[KVWriter] = ()
+) -> float:
+    """Let a loaded agent go on with its run's log; see `open_log`.
 
     Args:
         model: The agent; rows beyond its timesteps are dropped.
         folder: Where the log is.
+        tensorboard: Whether TensorBoard's is written.
+        outputs: Where else rows go.
 
     Returns:
         For how many seconds the run had been training, as far as the log tells.
@@ -63,11 +114,10 @@ def continue_log(model: BaseAlgorithm, folder: Path) -> float:
         writer.writeheader()
     writer.writerows(rows)
     write_text(folder / PROGRESS, text.getvalue())
-    outputs = [
-        ContinuedCSV(str(folder / PROGRESS)),
-        ContinuedTensorBoard(str(folder), model.num_timesteps + 1),
-    ]
-    model.set_logger(Logger(str(folder), outputs))
+    own: list[KVWriter] = [ContinuedCSV(str(folder / PROGRESS))]
+    if tensorboard:
+        own.append(ContinuedTensorBoard(str(folder), model.num_timesteps + 1))
+    model.set_logger(Logger(str(folder), [*own, *outputs]))
     return _seconds(rows)
 
 
@@ -103,14 +153,19 @@ def _rows(path: Path, last: int) -> list[dict[str, Any]]:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 with suppress(KeyError, ValueError, TypeError):  # a row that a kill cut off
-                    if int(row[STEP]) <= last and int(row[ITERATION]) and float(row[SECONDS]) >= 0:
+                    evaluation = bool(row.get(HELD_OUT))  # between iterations
+                    if int(row[STEP]) <= last and (evaluation or _is_iteration(row)):
                         rows.append(row)
     return rows
 
 
+def _is_iteration(row: dict[str, Any]) -> bool:
+    return bool(int(row[ITERATION])) and float(row[SECONDS]) >= 0
+
+
 def _seconds(rows: list[dict[str, Any]]) -> float:
     """Add up what each part of the run took; iterations count from 1 in each of them."""
-    total = 0.0
+    rows, total = [row for row in rows if row[ITERATION]], 0.0
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         if following is None or int(following[ITERATION]) <= int(row[ITERATION]):
             total += float(row[SECONDS])

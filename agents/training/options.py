@@ -18,40 +18,56 @@ MINIMUMS = {
     "warm_start": 0,
     "warm_start_batch_size": 1,
     "lora_rank": 0,
+    "eval_freq": 0,
+    "patience": 1,
     "checkpoint_freq": 0,
     "trace_episodes": 0,
 }
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run may be told, in Python and on the command line; see `RunSpec`."""
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is read and what is rewarded, in training and in evaluation."""
 
-    env: Annotated[Positional[str], tyro.conf.arg(metavar="[ENV]")] = ""
-    """A registered id such as TextGen-v0 (see `textenvs list`), or package.module:Task."""
-    timesteps: int = 131_072
-    """Tokens to train on."""
-    algo: str = "ppo"
-    """The algorithm: ppo, a2c or reinforce."""
-    model: str = "tiny"
-    """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
     tokenizer: str | None = None
     """A tokenizer's folder or hub id. Default: the model's own; for tiny the embedded one."""
     dataset: str | None = None
     """A .jsonl, .json, .csv, .tsv or .parquet file, a folder of the last, or a hub id. Default: the
     task's own data."""
-    eval_dataset: str | None = None
-    """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
     fields: tuple[str, ...] = ()
     """Which columns of the dataset to read, as prompt=COLUMN references=COLUMN."""
+    template: str | None = None
+    """The prompt around the columns, such as "Review: {prompt}\\nLabel:". Default: the task's."""
+    choices: tuple[str, ...] = ()
+    """The only responses allowed, such as negative positive. Default: the task's."""
     reward: tuple[str, ...] = ()
     """Rewards by name, or package.module:function; weights as 0.5*NAME. Default: the task's."""
+    observe: tuple[str, ...] = ()
+    """Rewards that are measured and logged without being paid for, by name or
+    package.module:function: the guard against reward hacking."""
     max_prompt_tokens: int | None = None
     """Default: the longest prompt's length."""
     max_new_tokens: int | None = None
     """Default: the task's."""
     truncate_prompt: Literal["left", "right"] | None = None
     """Which side of a prompt over the budget to cut off. Default: that is an error."""
+
+
+@dataclass(frozen=True)
+class RunOptions(DataOptions):
+    """What a run may be told, in Python and on the command line; see `RunSpec`."""
+
+    env: Annotated[Positional[str], tyro.conf.arg(metavar="[ENV]")] = ""
+    """A registered id such as TextGen-v0 (see `textenvs list`), package.module:Name-v0, which is
+    registered by that module, or package.module:Task."""
+    timesteps: int = 131_072
+    """Tokens to train on."""
+    algo: str = "ppo"
+    """The algorithm: ppo, a2c or reinforce."""
+    model: str = "tiny"
+    """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
+    eval_dataset: str | None = None
+    """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
     warm_start: int = 8
     """How often to imitate the demonstrations before training. 0: not at all."""
     warm_start_learning_rate: float | None = None
@@ -62,14 +78,14 @@ class RunOptions:
     """Episodes side by side."""
     episodes_per_slot: int | None = None
     """Whole episodes from each slot between updates, instead of n-steps tokens."""
-    n_steps: int = 128
+    n_steps: int = 64
     """Tokens from each episode slot between updates."""
-    batch_size: int = 1024
-    """Tokens to a minibatch."""
+    batch_size: int | None = None
+    """Tokens to a minibatch. Default: the algorithm's; for ppo 1,024, or the whole rollout."""
     n_epochs: int = 4
     """Passes over each rollout."""
-    learning_rate: float = 3e-4
-    """At the start; it falls to 0 linearly."""
+    learning_rate: float | None = None
+    """At the start; it falls to 0 linearly. Default: the algorithm's, for the kind of model."""
     kl_coef: float = 0.05
     """What a nat of KL to the warm-started model costs."""
     kl_target: float | None = None
@@ -85,9 +101,22 @@ class RunOptions:
     clip_range: float = 0.2
     """Of the ratio."""
     target_kl: float | None = None
-    """End an update's epochs when the KL to the policy before it exceeds 1.5 times this."""
+    """End an update's epochs when the KL to the policy before exceeds 1.5 times this. inf: never.
+    Default: the algorithm's; for ppo 0.03."""
     gae_lambda: float = 0.95
     """Lambda of the advantage estimation."""
+    gae_lambda_vf: float | None = None
+    """Lambda of the returns that the critic learns. Default: gae-lambda."""
+    gae_length_alpha: float | None = None
+    """Let lambda grow with an episode's length l: 1 - 1 / (alpha l)."""
+    vf_learning_rate: float | None = None
+    """The critic's own, at the start; it falls to 0 linearly. Default: the actor's."""
+    vf_detach: bool = False
+    """Let the value loss leave the trunk alone that actor and critic share."""
+    critic_warmup: int = 0
+    """So many updates at the beginning train the critic alone."""
+    whiten_floor: float = 0.1
+    """The least standard deviation that whitening divides by."""
     temperature: float = 1.0
     """Of the sampling, in training and in evaluation."""
     top_k: int = 0
@@ -97,7 +126,7 @@ class RunOptions:
     whiten_rewards: bool = False
     """Divide each rollout's rewards by their standard deviation."""
     whole_episodes: bool = False
-    """Learn nothing from what the end of a rollout leaves of an episode."""
+    """Learn from complete episodes alone; what a rollout's end cuts goes on in the next one."""
     value_model: str | None = None
     """A model of the critic's own: copy, tiny, or a folder or hub id. Default: the actor's."""
     lora_rank: int = 0
@@ -116,6 +145,13 @@ class RunOptions:
     """cpu, cuda, ..."""
     eval_examples: int = 256
     """How many held-out examples to play before and after, at most."""
+    eval_freq: int = 0
+    """Tokens between two evaluations on the held-out examples while training; the best model is
+    kept in best_model. 0: none."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a new best. Default: never."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where the log goes besides progress.csv: tensorboard, wandb, trackio."""
     checkpoint_freq: int = 16_384
     """Tokens between two checkpoints, which --resume goes on from. 0: none."""
     trace_episodes: int = 4

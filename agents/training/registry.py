@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+from agents.policies.transformer import TransformerPolicy
+
 # Where the classes are. A class takes (policy, env, **options), its options named as in `PPO`.
 ALGORITHMS = {
     "ppo": "agents.algorithms.ppo:PPO",
@@ -20,6 +22,17 @@ def algorithm_class(name: str) -> type[Any]:
     module, _, class_name = ALGORITHMS[name].partition(":")
     found: type[Any] = getattr(import_module(module), class_name)
     return found
+
+
+def algorithm_options() -> set[str]:
+    """Return the names of all arguments that any of the algorithms takes."""
+    names = (name for algorithm in ALGORITHMS for name in keywords(algorithm_class(algorithm)))
+    return {*names} - {"policy", "env"}
+
+
+def policy_options() -> set[str]:
+    """Return the names of all arguments that the policy takes."""
+    return {*inspect.signature(TransformerPolicy).parameters}
 
 
 def keywords(algorithm: type[Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,9 @@ import gymnasium as gym
 
 from agents import parallel
 from agents.files import read_json, read_jsonl
+from agents.policies.sampling import Sampling
 from agents.training import stages
+from agents.training.checks import check_device
 from agents.training.evaluation import Evaluation, evaluate_split
 from agents.training.folder import (
     AFTER,
@@ -24,9 +27,10 @@ from agents.training.folder import (
     is_finished,
     read_config,
 )
-from agents.training.logs import read_metrics
-from agents.training.parsing import resolve_env_id
-from agents.training.spec import RunSpec
+from agents.training.logs import OnLog, read_metrics
+from agents.training.options import DataOptions
+from agents.training.parsing import check_keywords
+from agents.training.spec import RunSpec, evaluation_spec
 from agents.training.stages import Say
 
 
@@ -97,7 +101,12 @@ class Run:
         """Whether the run has come to its regular end, and not to an interrupt or a kill."""
         return is_finished(self.folder)
 
-    def train(self, say: Say = lambda line: None, progress: bool = False) -> dict[str, Any]:
+    def train(
+        self,
+        say: Say = lambda line: None,
+        progress: bool = False,
+        on_log: OnLog = lambda row: None,
+    ) -> dict[str, Any]:
         """Train: from the start, or from the last checkpoint with the result of an unbroken run.
 
         An interrupt (Ctrl-C) ends the training early and is otherwise harmless: everything is
@@ -107,16 +116,20 @@ class Run:
         Args:
             say: Called with lines for the user.
             progress: Whether to show progress bars.
+            on_log: Called with each row of the log, a dict: after each rollout, and after each
+                evaluation (`eval/mean_reward`, ...) if there are any while training.
 
         Returns:
             The summary; with several ranks, on others than the main one an empty one.
         """
+        listener = stages.Listener(say, on_log, progress)
         if self._is_new:
             parallel.run_on_all(lambda: check_free(self.folder))
             self._is_new = False
-            stages.start(self.spec, self.folder, say, progress)
+            with stages.no_leftovers(self.folder):
+                stages.start(self.spec, self.folder, listener)
         elif not self.is_finished:
-            stages.resume(self.spec, self.folder, say, progress)
+            stages.resume(self.spec, self.folder, listener)
         return self.summary() if parallel.is_main() else {}
 
     def evaluate(
@@ -127,27 +140,45 @@ class Run:
         deterministic: bool = False,
         seed: int = 0,
         device: str = "auto",
+        samples: int = 1,
+        **options: Any,
     ) -> Evaluation:
-        """Play held-out examples, each once, with the agent that `load_agent` returns.
+        """Play held-out examples with the agent that `load_agent` returns.
 
         Args:
-            env: Another environment of the same vocabulary and budgets, as an id or
-                package.module:Task. None: the run's own.
+            env: Another environment of the same vocabulary and budgets, as `RunSpec.env`. None: the
+                run's own.
             split: None: what the run held out.
             max_examples: Play only so many, evenly spread over the split. None: all.
             deterministic: Whether to take the most likely token each time.
             seed: For the sampling.
             device: Where to compute.
+            samples: How often each example is played.
+            **options: Of `agents.training.options.DataOptions`: another `dataset` (all of it is
+                played), `reward`, `observe`, ...; and `temperature`, `top_k` or `top_p`.
+
+        Raises:
+            TypeError: For other options.
+            ValueError: If the agent does not fit the environment; for a device that is not there.
         """
-        kwargs = self.spec.env_kwargs(held_out=True)
+        check_device(device)
+        of_data = [field.name for field in fields(DataOptions)]
+        of_sampling = [field.name for field in fields(Sampling)]
+        check_keywords(options, [*of_data, *of_sampling], "Run.evaluate")
+        sampling = {name: options.pop(name) for name in of_sampling if name in options}
+        spec = evaluation_spec(self.spec, env, options)
+        kwargs = spec.env_kwargs(held_out=True)
         resolved = read_config(self.folder)["resolved"]
-        kwargs.update({name: resolved[name] for name in ("max_prompt_tokens", "max_new_tokens")})
+        for name in ("max_prompt_tokens", "max_new_tokens"):
+            kwargs[name] = options.get(name) or resolved[name]
         if split is not None:
             kwargs["split"] = split
-        env_id = self.spec.env_id if env is None else resolve_env_id(env)
-        held_out = gym.make(env_id, **kwargs)
+        held_out = gym.make(spec.env_id, **kwargs)
         model = self.load_agent(device=device)
-        return evaluate_split(model, held_out, max_examples, deterministic, seed=seed)
+        model.policy.sampling = replace(model.policy.sampling, **sampling)
+        return evaluate_split(
+            model, held_out, max_examples, deterministic, seed=seed, samples=samples
+        )
 
     def agent_path(self) -> Path:
         """Return the file with the trained agent, or else the last checkpoint.
@@ -173,6 +204,7 @@ class Run:
         Raises:
             ValueError: If there is none yet.
         """
+        check_device(device)
         return self.spec.algorithm.load(self.agent_path(), env=env, device=device)
 
     def metrics(self) -> list[dict[str, Any]]:

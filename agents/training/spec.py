@@ -1,30 +1,41 @@
-"""The specification of a run: what its options are checked for, and what they become."""
+"""The specification of a run: what its options are checked for, and what they become.
+
+An option reaches the algorithm, or its policy, by having the name of an argument of theirs.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.training.options import MINIMUMS, RunOptions
-from agents.training.parsing import choices, parse_fields, parse_rewards, resolve_env_id
-from agents.training.registry import ALGORITHMS, algorithm_class, keywords
+from agents.training.parsing import (
+    allowed_values,
+    check_keywords,
+    parse_fields,
+    parse_rewards,
+    resolve_env_id,
+    strings,
+)
+from agents.training.registry import (
+    ALGORITHMS,
+    algorithm_class,
+    algorithm_options,
+    keywords,
+    policy_options,
+)
 
 Spec = TypeVar("Spec", bound="RunSpec")
 
-# Options that go to the algorithm, and to its policy, under their own names and as they are.
-ALGORITHM_OPTIONS = (
-    *("episodes_per_slot", "n_steps", "batch_size", "n_epochs", "micro_batch_size"),
-    *("kl_coef", "kl_target", "kl_estimator", "kl_in", "whiten_rewards", "whole_episodes"),
-    *("ent_coef", "vf_coef", "clip_range", "target_kl", "gae_lambda", "seed", "device"),
-)
-POLICY_OPTIONS = (
-    *("model", "temperature", "top_k", "top_p", "value_model", "autocast", "compile"),
-    "gradient_checkpointing",
-)
+# Options that fall to 0 linearly.
+RATES = {"learning_rate", "vf_learning_rate"}
+# Options that may be a file or a folder here, and must be found from anywhere later.
+PATHS = ("dataset", "eval_dataset", "model", "tokenizer", "value_model", "ref_model")
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,19 @@ class RunSpec(RunOptions):
     fields, too. Each is described in `RunOptions`.
 
     Raises:
+        TypeError: For options that there are not.
         ValueError: For options that make no sense, by themselves or together.
     """
 
     # What may be given anew when a run goes on: it does not change what is learned.
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("device", "checkpoint_freq", "trace_episodes")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *("device", "checkpoint_freq", "trace_episodes", "report_to"),
+    )
+
+    def __new__(cls, *args: Any, **options: Any) -> RunSpec:
+        """Refuse an option that there is not, and name the nearest."""
+        check_keywords(options, [field.name for field in fields(cls)], cls.__name__)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
@@ -57,20 +76,25 @@ class RunSpec(RunOptions):
             value = getattr(self, name, None)
             if value is not None and value < least:
                 raise ValueError(f"{self.spell(name)} must be at least {least}, but it is {value}.")
-        for name, allowed in choices(type(self)).items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise ValueError(
-                    f"{self.spell(name)} must be one of {', '.join(allowed)}, but it is {value!r}."
-                )
+        for name, allowed in allowed_values(type(self)).items():
+            given = getattr(self, name)
+            several = isinstance(given, (tuple, list))
+            for value in given if several else [] if given is None else [given]:
+                if value not in allowed:
+                    raise ValueError(
+                        f"{self.spell(name)} must be one of {', '.join(allowed)}, "
+                        f"but it is {value!r}."
+                    )
         try:
             th.device("cpu" if self.device == "auto" else self.device)
-        except RuntimeError as error:
+        except RuntimeError as error:  # Whether it is there is asked where the run starts.
             raise ValueError(
                 f"{self.spell('device')} must be auto, cpu, cuda, ..., but it is {self.device!r}."
             ) from error
         if self.eval_dataset is not None and self.dataset is None:
             raise ValueError(f"{self.spell('eval_dataset')} needs {self.spell('dataset')}.")
+        if self.patience is not None and not self.eval_freq:
+            raise ValueError(f"{self.spell('patience')} needs {self.spell('eval_freq')}.")
         self.env_kwargs()
         self.algorithm_kwargs()
 
@@ -108,7 +132,13 @@ class RunSpec(RunOptions):
             split = "train"
         else:
             split = "shuffled(train)[90%:]" if held_out else "shuffled(train)[:90%]"
+        given = {
+            "template": self.template,
+            "choices": tuple(strings(self.choices, self.spell("choices"))),
+            "observe": list(strings(self.observe, self.spell("observe"))),
+        }
         return {
+            **{name: value for name, value in given.items() if value},
             "split": split,
             "tokenizer": self.tokenizer or (None if self.model == "tiny" else self.model),
             "dataset": (self.eval_dataset if held_out else None) or self.dataset,
@@ -127,24 +157,24 @@ class RunSpec(RunOptions):
         Raises:
             ValueError: If one of them was given.
         """
-        accepted = set(keywords(self.algorithm))
         default = {field.name: field.default for field in fields(self)}
-        missing = [name for name in ALGORITHM_OPTIONS if name not in accepted]
+        accepted, known = set(keywords(self.algorithm)), algorithm_options()
+        missing = [name for name in default if name in known - accepted]
         given = [self.spell(name) for name in missing if getattr(self, name) != default[name]]
         if given:
             raise ValueError(
                 f"The algorithm {self.algo!r} has no {', '.join(given)}: leave it out, or choose "
                 f"another {self.spell('algo')}."
             )
-        options = {
-            name: getattr(self, name)
-            for name in (*ALGORITHM_OPTIONS, "learning_rate")
-            if name in accepted
-        }
-        options["learning_rate"] = LinearSchedule(options["learning_rate"], 0.0, 1.0)
+        # What is None is left to the algorithm.
+        options = {name: getattr(self, name) for name in default if name in known & accepted}
+        options = {name: value for name, value in options.items() if value is not None}
+        for name in RATES & options.keys():
+            options[name] = LinearSchedule(options[name], 0.0, 1.0)
         if not self.whole_episodes:  # An algorithm may want them whole by itself.
             options.pop("whole_episodes", None)
-        policy_kwargs = {name: getattr(self, name) for name in POLICY_OPTIONS}
+        of_policy = policy_options()
+        policy_kwargs = {name: getattr(self, name) for name in default if name in of_policy}
         policy_kwargs["peft_config"] = {"r": self.lora_rank} if self.lora_rank else None
         return {**options, "policy_kwargs": policy_kwargs}
 
@@ -158,8 +188,13 @@ class RunSpec(RunOptions):
         }
 
     def to_config(self) -> dict[str, Any]:
-        """Return plain data, for a run's config.json."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return plain data, for a run's config.json; files and folders by their whole paths."""
+        config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        for name in PATHS:
+            value: Any = config.get(name)
+            if value not in (None, "tiny", "copy") and os.path.exists(value):
+                config[name] = os.path.abspath(value)
+        return config
 
     @classmethod
     def from_config(cls: type[Spec], config: Mapping[str, Any]) -> Spec:
@@ -191,6 +226,20 @@ class RunSpec(RunOptions):
                 f"was given {_listed(given, different)}: leave them out, or start a new run. Only "
                 f"{', '.join(self.MAY_CHANGE)} may change."
             )
+
+
+def evaluation_spec(spec: Spec, env: str | None, options: Mapping[str, Any]) -> Spec:
+    """Return a specification whose held-out environment is another one.
+
+    Args:
+        spec: The specification.
+        env: The environment. None: its own.
+        options: Of `DataOptions`, what is not as in `spec`. A dataset is held out as a whole.
+    """
+    changes = {name: value for name, value in options.items() if value not in (None, ())}
+    if "dataset" in changes:
+        changes["eval_dataset"] = changes["dataset"]
+    return replace(spec, env=env or spec.env, **changes)
 
 
 def _listed(options: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import KVWriter
 
 from agents import parallel
 from agents.files import (
@@ -21,29 +25,51 @@ from agents.files import (
     write_json,
     write_jsonl,
 )
+from agents.policies.export import write_card
 from agents.rollouts.traces import TraceCallback, drop_traces
 from agents.rollouts.vec_env import engine_of
-from agents.training.checkpoints import CheckpointCallback
-from agents.training.evaluation import evaluate_split, reward_text, summarize
+from agents.training.checkpoints import CheckpointCallback, check_finite
+from agents.training.checks import check_device, check_rewards
+from agents.training.evaluation import reward_text, summarize
 from agents.training.folder import (
     AFTER,
     AGENT,
     BEFORE,
+    BEST,
     CHECKPOINT,
     CONFIG,
     EVENTS,
     MODEL,
+    PROGRESS,
+    SAMPLES,
     SUMMARY,
     TRACES,
 )
+from agents.training.held_out import HeldOut, HeldOutCallback
 from agents.training.imitation import warm_start
-from agents.training.logs import continue_log
+from agents.training.logs import CallingOutput, OnLog, continue_log, open_log, read_metrics
 from agents.training.spec import RunSpec
+from agents.training.trackers import TrackerOutput, load_trackers
 
 Say = Callable[[str], None]
 
 
-def start(spec: RunSpec, folder: Path, say: Say, progress: bool) -> None:
+@dataclass(frozen=True)
+class Listener:
+    """Whom a run tells how it goes.
+
+    Args:
+        say: Called with lines for the user.
+        on_log: Called with each row of the log.
+        progress: Whether to show progress bars.
+    """
+
+    say: Say = lambda line: None
+    on_log: OnLog = lambda row: None
+    progress: bool = False
+
+
+def start(spec: RunSpec, folder: Path, listener: Listener) -> None:
     """Train a new agent.
 
     An interrupt (Ctrl-C) ends the training early and is otherwise harmless: everything is
@@ -54,29 +80,35 @@ def start(spec: RunSpec, folder: Path, say: Say, progress: bool) -> None:
     Args:
         spec: What to do.
         folder: The run's.
-        say: Called with lines for the user.
-        progress: Whether to show progress bars.
+        listener: Whom to tell.
     """
+    say = listener.say
+    check_device(spec.device, spec.spell("device"))
+    load_trackers(spec.report_to)
     envs, held_out = make_environments(spec)
+    check_rewards(envs, held_out)
     model = spec.algorithm("TransformerPolicy", envs, **spec.algorithm_kwargs())
     if parallel.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         own = {**spec.to_config(), "resolved": _resolved(envs)}
-        write_json(folder / CONFIG, {**config, **own})
+        write_json(folder / CONFIG, {"run_id": uuid.uuid4().hex[:8], **config, **own})
     if spec.warm_start:
         say("Warm start: imitating the task's demonstrations ...")
-    warm_start(model, progress=progress, **spec.warm_start_kwargs())
+    warm_start(model, progress=listener.progress, **spec.warm_start_kwargs())
+    evaluations = HeldOut(model, held_out, folder, spec.eval_examples)
     if parallel.is_main():  # The others wait for it in `learn`.
         say(f"Playing up to {spec.eval_examples} held-out examples ...")
-        before = evaluate_split(model, held_out, spec.eval_examples)
+        before = evaluations.play()
         write_jsonl(folder / BEFORE, before.records())
         say(f"Mean held-out reward before: {reward_text(before.summary(), spec.own_reward)}")
-        model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
-    _to_the_end(spec, folder, model, held_out, say, progress)
+        open_log(model, folder, *_outputs(spec, folder, listener))
+        if spec.eval_freq:
+            evaluations.add(before)
+    _to_the_end(spec, evaluations, listener)
 
 
-def resume(spec: RunSpec, folder: Path, say: Say, progress: bool) -> None:
+def resume(spec: RunSpec, folder: Path, listener: Listener) -> None:
     """Go on with a killed or interrupted run from its last checkpoint; see `start`.
 
     The result is that of the uninterrupted run. Without a checkpoint the run starts again, warm
@@ -84,21 +116,47 @@ def resume(spec: RunSpec, folder: Path, say: Say, progress: bool) -> None:
     """
     if parallel.is_main():
         remove_leftovers(folder)
+    say = listener.say
     if not (folder / CHECKPOINT).is_file():
         say("There is no checkpoint yet: the run starts again from its beginning.")
         if parallel.is_main():
-            for log in (*folder.glob(EVENTS), folder / TRACES):
+            for log in (*folder.glob(EVENTS), *(folder / n for n in (TRACES, SAMPLES, PROGRESS))):
                 log.unlink(missing_ok=True)
-        start(spec, folder, say, progress)
+        start(spec, folder, listener)
         return
+    check_device(spec.device, spec.spell("device"))
+    load_trackers(spec.report_to)
     envs, held_out = make_environments(spec)
+    check_rewards(envs, held_out)
     model = spec.algorithm.load(folder / CHECKPOINT, env=envs, device=spec.device)
     say(f"Going on from the checkpoint at {model.num_timesteps:,} tokens.")
     seconds = 0.0
     if parallel.is_main():
-        seconds = continue_log(model, folder)
-        drop_traces(folder / TRACES, model.num_timesteps)
-    _to_the_end(spec, folder, model, held_out, say, progress, seconds)
+        seconds = continue_log(model, folder, *_outputs(spec, folder, listener))
+        for name in (TRACES, SAMPLES):
+            drop_traces(folder / name, model.num_timesteps)
+    evaluations = HeldOut(model, held_out, folder, spec.eval_examples)
+    _to_the_end(spec, evaluations, listener, seconds)
+
+
+@contextmanager
+def no_leftovers(folder: Path) -> Iterator[None]:
+    """Remove what a run has written that fails before its first rollout is learned from.
+
+    It can then be tried again in the same folder.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except Exception:
+        kept = any((folder / name).is_file() for name in (AGENT, CHECKPOINT))
+        if parallel.is_main() and not kept and not read_metrics(folder / PROGRESS):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in made:
+                with suppress(OSError):  # Somebody else has written there meanwhile.
+                    path.rmdir()
+        raise
 
 
 def make_environments(spec: RunSpec) -> tuple[Any, gym.Env[Any, Any]]:
@@ -119,23 +177,18 @@ def make_environments(spec: RunSpec) -> tuple[Any, gym.Env[Any, Any]]:
 
 
 def _to_the_end(
-    spec: RunSpec,
-    folder: Path,
-    model: Any,
-    held_out: gym.Env[Any, Any],
-    say: Say,
-    progress: bool,
-    earlier_seconds: float = 0.0,
+    spec: RunSpec, held_out: HeldOut, listener: Listener, earlier_seconds: float = 0.0
 ) -> None:
     """Train up to the specified total, evaluate, and write what a run leaves behind."""
+    model, folder, say = held_out.model, held_out.folder, listener.say
     say(f"Training on {spec.timesteps:,} tokens ...")
     interrupted, started = False, time.perf_counter()
     try:
         model.learn(
             max(0, spec.timesteps - model.num_timesteps),
-            callback=_callbacks(spec, folder),
+            callback=_callbacks(spec, held_out),
             reset_num_timesteps=False,
-            progress_bar=progress,
+            progress_bar=listener.progress,
         )
     except KeyboardInterrupt:
         interrupted = True
@@ -143,13 +196,23 @@ def _to_the_end(
     if not parallel.is_main():
         return
     seconds = earlier_seconds + time.perf_counter() - started
+    stuck = held_out.is_stuck(spec.patience)
+    if stuck:
+        say(f"Stopped early: {spec.patience} evaluations in a row were no better than the best.")
+    check_finite(model)
     with atomic_path(folder / AGENT) as temporary:
         model.save(temporary)
     model.policy.save_pretrained(folder / MODEL)
-    evaluation = evaluate_split(model, held_out, spec.eval_examples)
+    evaluation = held_out.play()
+    ended = not interrupted and not stuck  # and not with an evaluation of these very weights
+    if spec.eval_freq and ended and held_out.history[-1][0] < model.num_timesteps:
+        held_out.add(evaluation)
     write_jsonl(folder / AFTER, evaluation.records())
     before, after = summarize(read_jsonl(folder / BEFORE)), evaluation.summary()
     say(f"Mean held-out reward after: {reward_text(after, spec.own_reward)}")
+    results = {"held-out reward before": reward_text(before, spec.own_reward)}
+    results["held-out reward after"] = reward_text(after, spec.own_reward)
+    write_card(model.policy, folder / MODEL, results)
     model.logger.close()
     summary = {
         "env_id": spec.env_id,
@@ -163,14 +226,28 @@ def _to_the_end(
         "training_seconds": round(seconds, 1),
         "tokens_per_second": round(model.num_timesteps / seconds, 1),
     }
+    if held_out.best is not None:
+        steps, reward = held_out.best
+        summary["best"] = {"timesteps": steps, "mean_reward": reward, "model": BEST}
+        summary["stopped_early"] = stuck
     write_json(folder / SUMMARY, summary)
     if not interrupted:
         (folder / CHECKPOINT).unlink(missing_ok=True)  # the agent is the same
 
 
-def _callbacks(spec: RunSpec, folder: Path) -> list[BaseCallback]:
-    """Return what runs along with the training."""
+def _outputs(spec: RunSpec, folder: Path, listener: Listener) -> tuple[bool, list[KVWriter]]:
+    """Return whether TensorBoard's log is written, and where else rows of the log go."""
+    config = read_json(folder / CONFIG)
+    trackers = [TrackerOutput(each, folder, config) for each in load_trackers(spec.report_to)]
+    return "tensorboard" in spec.report_to, [*trackers, CallingOutput(listener.on_log)]
+
+
+def _callbacks(spec: RunSpec, held_out: HeldOut) -> list[BaseCallback]:
+    """Return what runs along with the training; a checkpoint comes behind an evaluation."""
     callbacks: list[BaseCallback] = []
+    folder = held_out.folder
+    if spec.eval_freq:
+        callbacks.append(HeldOutCallback(held_out, spec.eval_freq, spec.patience))
     if spec.checkpoint_freq:
         save_freq = math.ceil(spec.checkpoint_freq / (spec.num_envs * parallel.count()))
         name = Path(CHECKPOINT).stem

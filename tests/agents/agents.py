@@ -42,7 +42,8 @@ def make_agent(
     What its class has no argument for is left out.
     """
     budgets = {"num_envs": NUM_ENVS, "max_new_tokens": 8, "reward": ["task", "length_penalty"]}
-    settings = {"n_steps": N_STEPS, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    settings = {"n_steps": N_STEPS, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    settings["batch_size"] = min(32, NUM_ENVS * kwargs.get("n_steps", N_STEPS))
     settings = {**settings, "learning_rate": 3e-3, **kwargs}
     known = inspect.signature(cls).parameters
     model = cls(

@@ -18,6 +18,7 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MistralConfig,
     OPTConfig,
@@ -138,8 +139,22 @@ def test_each_no_has_its_reason(name: str) -> None:
 def test_logits_that_are_changed_behind_the_head_show_at_initial_weights(
     config: PretrainedConfig,
 ) -> None:
-    with pytest.raises(ValueError, match=r"changes its logits .*differ by up to"):
-        backbone(config)
+    made = backbone(config)
+    assert not made.linear_head and made.capabilities.caches is None
+    assert all(backbone(FULL[name]).linear_head for name in FULL)
+
+
+def test_logits_that_are_made_of_more_than_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = LlamaForCausalLM.forward
+
+    def noisy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits + float(kwargs.get("input_ids") is not None)
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", noisy)
+    with pytest.raises(ValueError, match=r"makes its logits of more .*differ by up to"):
+        backbone(FULL["llama"])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -114,3 +115,14 @@ def test_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     assert read_jsonl(path) == [{"a": 1}]
     path.write_text('{"a"')
     assert read_jsonl(path) == []
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path: Path) -> None:
+    nan, infinity = float("nan"), float("inf")
+    content = {"mean": 0.5, "error": nan, "all": [1, nan, (-infinity, "nan")]}
+    expected = {"mean": 0.5, "error": None, "all": [1, None, [None, "nan"]]}
+    write_json(tmp_path / "summary.json", content)
+    write_jsonl(tmp_path / "samples.jsonl", [content])
+    for name in ("summary.json", "samples.jsonl"):
+        text = (tmp_path / name).read_text()
+        assert json.loads(text, parse_constant=pytest.fail) == expected

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from textenvs.data.sources import load_examples, splits_of
+from textenvs.envs.prompts import Side, check_cue, fit_prompts, render_prompts
 from textenvs.rewards import RewardTerm, check_example, check_references
 from textenvs.spaces import TokenSpace
-from textenvs.task import Example, Task
+from textenvs.task import Example, Task, Turn
 from textenvs.text.codec import TextCodec, TokenIds
 
 # How long a user's reply is taken to be where a dialogue's prompt budget is not given, in tokens.
@@ -31,28 +32,62 @@ class EncodedTask:
         codec: How its texts become tokens.
         split: The split that the examples are of.
         examples: The examples.
-        prompts: The token ids of each example's prompt, none longer than `max_prompt_tokens`.
+        texts: Each example's prompt as the agent reads it.
+        prompts: The token ids of these, none longer than `max_prompt_tokens`.
         max_prompt_tokens: The prompt budget in tokens.
         max_new_tokens: The response budget of a turn in tokens.
-        allowed_tokens: The ids that responses are made of. None: all.
+        choices: The token ids of each allowed response, without EOS. None: all are allowed.
     """
 
     task: Task
     codec: TextCodec
     split: str
     examples: Sequence[Example]
+    texts: Sequence[str]
     prompts: Sequence[TokenIds]
     max_prompt_tokens: int
     max_new_tokens: int
-    allowed_tokens: frozenset[int] | None
+    choices: tuple[tuple[int, ...], ...] | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EncodedTask:
+        return self  # nothing in it changes, and a task may hold what cannot be copied
 
     @cached_property
     def action_space(self) -> TokenSpace:
         """The next token."""
         codec = self.codec
         return TokenSpace(
-            codec.vocabulary_size, codec.eos_token_id, codec.pad_token_id, self.allowed_tokens
+            codec.vocabulary_size,
+            codec.eos_token_id,
+            codec.pad_token_id,
+            self.allowed_tokens,
+            choices=self.choices,
+            stop_token_ids=codec.stop_token_ids,
         )
+
+    @property
+    def allowed_tokens(self) -> frozenset[int] | None:
+        """The tokens that the choices are made of; EOS is one unless all fill the budget."""
+        if self.choices is None:
+            return None
+        allowed = frozenset(token for choice in self.choices for token in choice)
+        one_length = {len(choice) for choice in self.choices} == {self.max_new_tokens}
+        return allowed if one_length else allowed | {self.codec.eos_token_id}
+
+    def encode_response(self, text: str, example: int, turns: Sequence[Turn]) -> TokenIds:
+        """Return the tokens with which an agent would say a text, as far as the budget goes.
+
+        Args:
+            text: The response.
+            example: The index of the example that the conversation is about.
+            turns: The conversation so far.
+        """
+        before: str | None = None  # A choice is the same tokens whatever it follows.
+        if self.choices is None:
+            later = len(turns) > 1
+            before = self.task.format_reply(turns[-1].text) if later else self.texts[example]
+        ids = self.codec.encode_response(text, before)
+        return ids[: self.max_new_tokens]
 
     @cached_property
     def observation_space(self) -> spaces.Dict:
@@ -90,7 +125,8 @@ def encode_task(
     split: str = "train",
     max_prompt_tokens: int | None = None,
     max_new_tokens: int | None = None,
-    truncate_prompt: Literal["left", "right"] | None = None,
+    truncate_prompt: Side | None = None,
+    reply_tokens: int | None = None,
     terms: Sequence[RewardTerm] = (),
 ) -> EncodedTask:
     """Load a split's examples, encode them, and choose the budgets.
@@ -102,15 +138,20 @@ def encode_task(
         fields: Which columns of the dataset hold `prompt`, `references`, ...
         split: "train", "validation", "test", or a part such as "train[:90%]".
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt
-            of any split, so that one agent fits them all.
+            of any split, so that one agent fits them all; in a conversation, with room for all
+            turns.
         max_new_tokens: The response budget of a turn. None: the longest choice's length if the
             task has choices, else the task's budget.
-        truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
+        truncate_prompt: Which side of an example's text to cut off where its prompt is over the
+            budget; what the task puts around it stays. None: raise an error.
+        reply_tokens: How long a user's reply is taken to be in tokens, for a prompt budget that is
+            not given. None: 32.
         terms: What is to score the responses: each example must have what they need.
 
     Raises:
         ValueError: If a budget is no positive integer, or too small for a prompt or a choice, or
-            the examples cannot be loaded, or one cannot be scored.
+            the examples cannot be loaded or scored, or the tokenizer cannot give back a choice.
+        TypeError: If choices are no texts.
     """
     if truncate_prompt not in (None, "left", "right"):
         raise ValueError(
@@ -121,19 +162,21 @@ def encode_task(
     if dataset is not None:
         check = partial(check_example, task, terms)
     examples = load_examples(task, dataset, fields, split, check)
-    choices = _choice_tokens(task, codec, examples)
+    check_cue(task, examples[0])
+    choices = _choice_tokens(task, codec)
     new_tokens: int = _budget(
         "max_new_tokens",
         max_new_tokens,
         max(map(len, choices)) if choices else task.max_new_tokens,
     )
-    allowed = _allowed_tokens(task, codec, choices, new_tokens)
+    _check_choices_fit(task, choices or (), new_tokens)
+    reply: int = _budget("reply_tokens", reply_tokens, REPLY_TOKENS)
     size: int | None = _budget("max_prompt_tokens", max_prompt_tokens, task.max_prompt_tokens)
     if size is None:
         splits = [examples, *_other_splits(task, dataset, fields, split)]
-        size = _natural_budget(task, codec, splits, new_tokens)
-    prompts = _fitting_prompts(task, codec, examples, size, truncate_prompt)
-    return EncodedTask(task, codec, split, examples, prompts, size, new_tokens, allowed)
+        size = _longest(task, codec, splits) + (task.max_turns - 1) * (new_tokens + reply)
+    texts, prompts = fit_prompts(task, codec, examples, size, truncate_prompt)
+    return EncodedTask(task, codec, split, examples, texts, prompts, size, new_tokens, choices)
 
 
 def _budget(name: str, given: int | None, default: Any) -> Any:
@@ -143,10 +186,6 @@ def _budget(name: str, given: int | None, default: Any) -> Any:
     if not isinstance(given, (int, np.integer)) or given < 1:
         raise ValueError(f"{name} must be a positive integer, but it is {given!r}.")
     return int(given)
-
-
-def _texts(task: Task, examples: Sequence[Example]) -> tuple[str, ...]:
-    return tuple(task.prompt(example) for example in examples)
 
 
 def _other_splits(
@@ -161,58 +200,34 @@ def _other_splits(
     return found
 
 
-def _natural_budget(
-    task: Task, codec: TextCodec, splits: Sequence[Sequence[Example]], max_new_tokens: int
-) -> int:
-    """Return a prompt budget for the longest prompt of any split, and for all turns behind it."""
-    longest = max(
-        len(ids) for examples in splits for ids in codec.encode_prompts(_texts(task, examples))
-    )
-    return longest + (task.max_turns - 1) * (max_new_tokens + REPLY_TOKENS)
+def _longest(task: Task, codec: TextCodec, splits: Sequence[Sequence[Example]]) -> int:
+    """Return the length of the longest prompt of any split, in tokens."""
+    texts = (render_prompts(task, codec, examples) for examples in splits)
+    return max(len(ids) for split in texts for ids in codec.encode_prompts(split))
 
 
-def _fitting_prompts(
-    task: Task,
-    codec: TextCodec,
-    examples: Sequence[Example],
-    size: int,
-    truncate: Literal["left", "right"] | None,
-) -> Sequence[TokenIds]:
-    """Encode every prompt; cut off or refuse what is over the budget."""
-    texts = _texts(task, examples)
-    prompts = codec.encode_prompts(texts)
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    if len(prompts[longest]) <= size:
-        return prompts
-    if truncate is None:
-        raise ValueError(
-            f"The prompt of example {longest} is {len(prompts[longest])} tokens long, over "
-            f"max_prompt_tokens={size}: {texts[longest][:80]!r}... Raise max_prompt_tokens, or say "
-            "which side to cut off with truncate_prompt='left' or 'right'."
-        )
-    return [ids[-size:] if truncate == "left" else ids[:size] for ids in prompts]
-
-
-def _choice_tokens(task: Task, codec: TextCodec, examples: Sequence[Example]) -> list[TokenIds]:
-    """Return the tokens of each allowed response, after the prompt of the first example."""
-    if task.choices is None:
-        return []
-    prompt = task.prompt(examples[0])
-    return [codec.encode_response(choice, prompt, eos=False) for choice in task.choices]
-
-
-def _allowed_tokens(
-    task: Task, codec: TextCodec, choices: Sequence[TokenIds], max_new_tokens: int
-) -> frozenset[int] | None:
-    """Return the tokens that the choices are made of; EOS is one unless all fill the budget."""
-    if not choices:
+def _choice_tokens(task: Task, codec: TextCodec) -> tuple[tuple[int, ...], ...] | None:
+    """Return the tokens of each allowed response, which are the same after every prompt."""
+    if not task.choices:
         return None
+    if isinstance(task.choices, str) or not all(isinstance(c, str) for c in task.choices):
+        raise TypeError(f"choices must be a list of texts, but they are {task.choices!r}.")
+    for choice in task.choices:
+        given_back = codec.given_back(choice)
+        if given_back != choice:
+            raise ValueError(
+                f"The tokenizer gives back {given_back!r} for the choice {choice!r}, so that no "
+                "response could ever be it: name the choice as the tokenizer does, or use another "
+                "tokenizer."
+            )
+    responses = (codec.encode_response(choice, None, eos=False) for choice in task.choices)
+    return tuple(tuple(ids.tolist()) for ids in responses)
+
+
+def _check_choices_fit(task: Task, choices: Sequence[tuple[int, ...]], max_new_tokens: int) -> None:
     for text, choice in zip(task.choices or (), choices, strict=True):
         if len(choice) > max_new_tokens:
             raise ValueError(
                 f"max_new_tokens={max_new_tokens} is too few for the choice {text!r}, "
                 f"which takes {len(choice)}."
             )
-    allowed = frozenset(int(token) for choice in choices for token in choice)
-    one_length = {len(choice) for choice in choices} == {max_new_tokens}
-    return allowed if one_length else allowed | {codec.eos_token_id}

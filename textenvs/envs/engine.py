@@ -17,13 +17,14 @@ import numpy.typing as npt
 from textenvs.data.preparation import prepare_task
 from textenvs.envs.encoding import encode_task
 from textenvs.envs.observations import Observation, Observations
+from textenvs.envs.prompts import first_turn
 from textenvs.envs.slots import Slots
 from textenvs.envs.state import check_fits
-from textenvs.envs.turns import check_ids, end_turn, rest_of_turn
+from textenvs.envs.turns import check_ids, end_turn, rests_of_turns
 from textenvs.registration import load_task
 from textenvs.rewards import resolve_observed, resolve_rewards, score_turns
 from textenvs.task import Example, Task, Turn
-from textenvs.text.codec import TextCodec, TokenIds
+from textenvs.text.codec import TextCodec, TokenIds, codec_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +53,12 @@ class TextEngine:
         template: The text around the prompt, as "Review: {prompt} Label:". None: the task's.
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
-        truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
+        truncate_prompt: Which side of an example's text to cut off where its prompt is over the
+            budget; what the task puts around it stays. None: raise an error.
+        reply_tokens: How many tokens a user's reply is taken to have where a conversation's prompt
+            budget is not given. None: 32.
+        stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
+            in the tokenizer's folder has.
 
     Attributes:
         task, split, examples: What is played.
@@ -82,10 +88,12 @@ class TextEngine:
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
         truncate_prompt: Literal["left", "right"] | None = None,
+        reply_tokens: int | None = None,
+        stop: str | int | Sequence[str | int] | None = None,
     ) -> None:
         source = {"dataset": dataset, "fields": fields, "split": split}
         self.task = prepare_task(load_task(task), **source, choices=choices, template=template)
-        self.codec = tokenizer if isinstance(tokenizer, TextCodec) else TextCodec(tokenizer)
+        self.codec = codec_of(tokenizer, stop)
         self.terms = resolve_rewards(reward, self.task)
         self.observed = resolve_observed(observe, self.task, self.terms)
         self._encoded = encode_task(
@@ -95,6 +103,7 @@ class TextEngine:
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,
+            reply_tokens=reply_tokens,
             terms=[*self.terms, *self.observed],
         )
         self.split = split
@@ -110,8 +119,15 @@ class TextEngine:
 
     def with_slots(self, num_envs: int) -> TextEngine:
         """Return another engine of the same task, data, tokenizer, reward and budgets."""
+        return self._on(Slots(num_envs, self.observation_space, self.pad_token_id))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextEngine:
+        # Tasks and rewards are shared: a model or a lock in them cannot be copied, or should not.
+        return self._on(copy.deepcopy(self._slots, memo))
+
+    def _on(self, slots: Slots) -> TextEngine:
         other = copy.copy(self)
-        other._slots = Slots(num_envs, self.observation_space, self.pad_token_id)
+        other._slots = slots
         other.deferred_scorer = None
         return other
 
@@ -119,6 +135,11 @@ class TextEngine:
     def num_envs(self) -> int:
         """The number of slots."""
         return len(self._slots)
+
+    @property
+    def prompts(self) -> Sequence[TokenIds]:
+        """The token ids of each example's prompt."""
+        return self._encoded.prompts
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -164,12 +185,7 @@ class TextEngine:
 
         EOS is included unless the budget ends first.
         """
-        turns = self.turns[slot]
-        if len(turns) > 1:
-            before = self.task.format_reply(turns[-1].text)
-        else:
-            before = self.task.prompt(self.example(slot))
-        return self.codec.encode_response(text, before)[: self.max_new_tokens]
+        return self._encoded.encode_response(text, self._slots.examples[slot], self.turns[slot])
 
     def reset(self, slot: int, rng: np.random.Generator, example: int | None = None) -> None:
         """Start an episode in a slot, on a random example or on the one with this index.
@@ -185,7 +201,7 @@ class TextEngine:
                 f"{self.split!r}, but it is {example}."
             )
         self._slots.examples[slot] = example
-        self.turns[slot] = (Turn("user", self.examples[example].prompt),)
+        self.turns[slot] = (Turn("user", first_turn(self.task, self._encoded.texts[example])),)
         self._slots.set_prompt(slot, self._encoded.prompts[example])
 
     def step(
@@ -203,7 +219,8 @@ class TextEngine:
 
         Returns:
             The rewards and whether the episodes ended, each of shape (num_envs,), and the info of
-            each slot whose turn ended.
+            each slot whose turn ended: with `truncated` in its transcript, an episode that ended
+            was truncated.
 
         Raises:
             ValueError: If an action is no token id.
@@ -212,7 +229,10 @@ class TextEngine:
         tokens = actions[slots]
         check_ids(tokens, self.codec)
         lengths = self._slots.append(slots, tokens)
-        ending = slots[self.codec.is_stop(tokens) | (lengths == self.max_new_tokens)]
+        ends = self.codec.is_stop(tokens) | (lengths == self.max_new_tokens)
+        if self.codec.stop_strings:
+            ends |= [self.codec.has_stopped(self._slots.response(slot)) for slot in slots]
+        ending = slots[ends]
         return self._end_turns(ending.tolist(), rngs)
 
     def respond(
@@ -239,15 +259,7 @@ class TextEngine:
             ValueError: If a response is not exactly the rest of a turn. No slot is then changed.
         """
         chosen = [int(slot) for slot in slots]
-        if len(set(chosen)) < len(chosen) or len(chosen) != len(responses):
-            raise ValueError(
-                "respond expects one response for each of its slots, each of them once, but got "
-                f"{len(responses)} responses for the slots {chosen}."
-            )
-        rests = [
-            rest_of_turn(self._encoded, self._slots, slot, response)
-            for slot, response in zip(chosen, responses, strict=True)
-        ]
+        rests = rests_of_turns(self._encoded, self._slots, chosen, responses)
         for slot, tokens in zip(chosen, rests, strict=True):
             self._slots.extend(slot, tokens)
         return self._end_turns(chosen, rngs)

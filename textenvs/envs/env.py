@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from textenvs.envs.arguments import check_arguments, check_options
 from textenvs.envs.engine import Info, TextEngine
 from textenvs.envs.observations import Observation
 from textenvs.envs.rendering import Screen, render_ansi
@@ -29,7 +30,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
     each response, the prompt grows by both, and the agent writes the next one.
 
     ## Action Space
-    `TokenSpace(len(tokenizer))`, a `Discrete`: the next token. EOS ends the turn.
+    `TokenSpace(len(tokenizer))`, a `Discrete`: the next token. EOS ends the turn, and so does each
+    of the space's `stop_token_ids`. Where the task has choices, the space knows their tokens.
 
     ## Observation Space
     A `Dict` of int64 `Box`es, right-padded with the pad id: `prompt` (max_prompt_tokens,),
@@ -40,9 +42,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
     The sum of the reward terms, on the last token of a turn; 0 on every other step.
 
     ## Episode End
-    Terminated when the agent ends its last turn (EOS, or the response budget is used up), when the
-    user ends the conversation, or when the conversation no longer fits the prompt budget.
-    Truncated only by `max_episode_steps`.
+    Terminated when the agent ends its last turn (EOS or another stop, or the response budget is
+    used up), or when the user ends the conversation. Truncated when the conversation no longer fits
+    the prompt budget, which a warning says, and by `max_episode_steps`.
 
     ## Information
     At the end of a turn: `transcript` (a `Transcript`), `reward_terms` (a number for each term) and
@@ -62,7 +64,12 @@ class TextEnv(gym.Env[Observation, np.int64]):
         template: The text around the prompt, as "Review: {prompt} Label:". None: the task's.
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
-        truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
+        truncate_prompt: Which side of an example's text to cut off where its prompt is over the
+            budget; what the task puts around it stays. None: raise an error.
+        reply_tokens: How many tokens a user's reply is taken to have where a conversation's prompt
+            budget is not given. None: 32.
+        stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
+            in the tokenizer's folder has.
         render_mode: "ansi" (text), "human" (written to the terminal as it goes), or None.
     """
 
@@ -85,8 +92,12 @@ class TextEnv(gym.Env[Observation, np.int64]):
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
         truncate_prompt: Literal["left", "right"] | None = None,
+        reply_tokens: int | None = None,
+        stop: str | int | Sequence[str | int] | None = None,
         render_mode: str | None = None,
+        **unknown: Any,
     ) -> None:
+        check_arguments(type(self), unknown)
         if render_mode not in (None, *self.metadata["render_modes"]):
             # SB3 tries render_mode="rgb_array" and, after a TypeError, no render mode.
             raise TypeError(
@@ -105,6 +116,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,
+            reply_tokens=reply_tokens,
+            stop=stop,
         )
         self.observation_space: Any = self.engine.observation_space
         self.action_space = self.engine.action_space
@@ -128,6 +141,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
     ) -> tuple[Observation, Info]:
         """Start an episode; `options={"example": i}` picks the example."""
         super().reset(seed=seed)
+        check_options(options, ("example",))
         example = (options or {}).get("example")
         self.engine.reset(0, self.np_random, None if example is None else int(example))
         self._info, self._running = {}, True
@@ -144,13 +158,15 @@ class TextEnv(gym.Env[Observation, np.int64]):
                 f"An action must be one token id, an integer in [0, {self.engine.action_space.n}), "
                 f"but it is {action!r}."
             )
-        rewards, terminated, infos = self.engine.step(actions.astype(np.int64), (self.np_random,))
+        rewards, ended, infos = self.engine.step(actions.astype(np.int64), (self.np_random,))
         self._info = infos[0][1] if infos else {}
-        self._running = not terminated[0]
+        self._running = not ended[0]
+        truncated = bool(ended[0] and self._info["transcript"].truncated)
+        terminated = bool(ended[0]) and not truncated
         self._show()
         # A copy: wrappers write into what they are given, and rendering needs it as it was.
         info = dict(self._info)
-        return self._observation(), float(rewards[0]), bool(terminated[0]), False, info
+        return self._observation(), float(rewards[0]), terminated, truncated, info
 
     def render(self) -> str | None:
         """Return the conversation as coloured text ("ansi"), or nothing."""

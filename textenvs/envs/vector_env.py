@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from textenvs.envs.arguments import check_arguments, check_options, check_reset_mask
 from textenvs.envs.engine import Info, TextEngine
 from textenvs.envs.env import TextEnv
 from textenvs.envs.observations import Observation, Observations
@@ -47,7 +48,12 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         template: The text around the prompt, as "Review: {prompt} Label:". None: the task's.
         max_prompt_tokens: The prompt budget. None: the task's, else as long as the longest prompt.
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
-        truncate_prompt: Which side of a prompt over the budget to cut off. None: raise an error.
+        truncate_prompt: Which side of an example's text to cut off where its prompt is over the
+            budget; what the task puts around it stays. None: raise an error.
+        reply_tokens: How many tokens a user's reply is taken to have where a conversation's prompt
+            budget is not given. None: 32.
+        stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
+            in the tokenizer's folder has.
         render_mode: "ansi" or None.
         max_episode_steps: Truncate an episode after so many tokens. None: never.
         autoreset_mode: When a slot starts its next episode, as in Gymnasium.
@@ -70,11 +76,15 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
         truncate_prompt: Literal["left", "right"] | None = None,
+        reply_tokens: int | None = None,
+        stop: str | int | Sequence[str | int] | None = None,
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,
+        **unknown: Any,
     ) -> None:
+        check_arguments(type(self), unknown)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, but it is {num_envs}.")
         if render_mode not in (None, "ansi"):
@@ -96,6 +106,8 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             truncate_prompt=truncate_prompt,
+            reply_tokens=reply_tokens,
+            stop=stop,
         )
         self.single_observation_space = self.engine.observation_space
         self.single_action_space = self.engine.action_space
@@ -144,7 +156,8 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
                 `reset_mask`: a boolean array (num_envs,) of the slots to reset, the rest goes on.
         """
         options = options or {}
-        mask = self._reset_mask(options.get("reset_mask"))
+        check_options(options, ("example", "reset_mask"))
+        mask = check_reset_mask(options.get("reset_mask"), self.num_envs)
         self._generators.seed(seed, mask)
         example = options.get("example")
         examples = [None] if example is None else np.atleast_1d(np.asarray(example)).tolist()
@@ -220,8 +233,10 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         rewards, terminated, ended = self.engine.step(actions, self._generators.rngs, stepped)
         self._elapsed[stepped] += 1
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
+        truncated[[slot for slot, info in ended if info["transcript"].truncated]] = True
+        terminated &= ~truncated
         if self.max_episode_steps is not None:
-            truncated[stepped] = self._elapsed[stepped] >= self.max_episode_steps
+            truncated[stepped] |= self._elapsed[stepped] >= self.max_episode_steps
         self._over[stepped] = (terminated | truncated)[stepped]
         self._infos = dict(ended)
         # Copies: wrappers write into what they are given, and rendering needs it as it was.
@@ -287,14 +302,3 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         self._elapsed[slot] = 0
         self._over[slot] = False
         self._infos.pop(slot, None)
-
-    def _reset_mask(self, mask: Any) -> Mask:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        mask = np.asarray(mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise ValueError(
-                f"options['reset_mask'] must be a boolean array of shape ({self.num_envs},) with "
-                f"at least one True, but it has dtype {mask.dtype}, shape {mask.shape}."
-            )
-        return cast("Mask", mask)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from textenvs.text.loading import load_tokenizer
+from textenvs.text.loading import fingerprint, load_tokenizer, model_stop_ids
+from textenvs.text.pieces import PieceEncoder
+from textenvs.text.special import Breaker, special_ids, special_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,21 +27,31 @@ class TextCodec:
         tokenizer: None (the embedded one), a name or path that `AutoTokenizer.from_pretrained`
             takes, or a tokenizer, which is used as it is and never changed.
         convention: What kind of model reads the prompts. "causal": it goes on from the prompt, so
-            that a space separates the two. "encoder": prompt and response are separate inputs, and
-            the response begins without a space.
-        stop_token_ids: Tokens that end a turn as well as EOS does.
+            that a space separates the two, and no special token stands between them. "encoder":
+            prompt and response are separate inputs; the prompt ends with the special tokens that
+            the tokenizer puts there, and the response begins without a space.
+        stop_token_ids: Tokens that end a turn as well as EOS does, and as well as those that the
+            tokenizer's folder has in its generation_config.json.
+        stop_strings: Texts that end a turn as soon as they have been said. They are no part of the
+            response.
+        separator: What a causal model says between a prompt and a response. None: a space, unless
+            the prompt ends in white space; where a task has choices, always a space.
+        split_special_tokens: Whether the texts of examples and users are text alone, so that
+            "<|eos|>" in one of them is read as seven characters. False: special tokens in them are
+            meant as such, as in prompts that a chat template has rendered.
 
     Attributes:
         tokenizer: The tokenizer.
         vocabulary_size: How many ids there are: `len(tokenizer)`, or more if its ids have gaps.
         eos_token_id: The token that ends an encoded response.
         stop_token_ids: All tokens that end a turn, EOS first.
+        stop_strings: All texts that end a turn.
         pad_token_id: The token that fills observations: the tokenizer's, or EOS for the many
             tokenizers that have no pad token.
 
     Raises:
         ValueError: If the tokenizer cannot be loaded or has no EOS token, or a stop token is none
-            of its ids, or the convention is unknown.
+            of its ids, or a stop string is empty, or the convention is unknown.
         TypeError: If the tokenizer is something else.
     """
 
@@ -48,71 +60,129 @@ class TextCodec:
         tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
         convention: Literal["causal", "encoder"] = "causal",
         stop_token_ids: Iterable[int] = (),
+        stop_strings: Iterable[str] = (),
+        separator: str | None = None,
+        split_special_tokens: bool = True,
     ) -> None:
         if convention not in ("causal", "encoder"):
             raise ValueError(f"convention must be 'causal' or 'encoder', but it is {convention!r}.")
         self.tokenizer = load_tokenizer(tokenizer)
+        self._pieces = PieceEncoder(self.tokenizer)
         self.convention = convention
-        self.vocabulary_size = _vocabulary_size(self.tokenizer, _fingerprint(self.tokenizer))
+        self.separator = separator
+        self.vocabulary_size = _vocabulary_size(self.tokenizer, fingerprint(self.tokenizer))
         self.eos_token_id = int(cast("int", self.tokenizer.eos_token_id))
-        self.stop_token_ids = tuple(dict.fromkeys((self.eos_token_id, *map(int, stop_token_ids))))
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id = self.eos_token_id if pad is None else int(cast("int", pad))
+        models = [i for i in model_stop_ids(tokenizer) if 0 <= i < self.vocabulary_size]
+        stops = (self.eos_token_id, *map(int, stop_token_ids), *models)
+        self.stop_token_ids = tuple(dict.fromkeys(stops))
         if not all(0 <= token < self.vocabulary_size for token in self.stop_token_ids):
             raise ValueError(
                 f"stop_token_ids must be token ids in [0, {self.vocabulary_size}), but they are "
                 f"{self.stop_token_ids}."
             )
-        pad = self.tokenizer.pad_token_id
-        self.pad_token_id = self.eos_token_id if pad is None else int(cast("int", pad))
+        self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else (*stop_strings,)
+        if not all(isinstance(stop, str) and stop for stop in self.stop_strings):
+            raise ValueError(f"stop_strings must be texts, none empty, not {self.stop_strings!r}.")
+        # A character takes one token at least, and a byte one at most.
+        self._stop_window = 1 + max((len(s.encode()) for s in self.stop_strings), default=0)
+        specials = special_texts(self.tokenizer)
+        self.as_text = Breaker(specials if split_special_tokens else ())
+        ids = {*self.stop_token_ids, self.pad_token_id, self.tokenizer.bos_token_id} - {None}
+        own = set(self.tokenizer.convert_ids_to_tokens(list(cast("set[int]", ids))))
+        self._without_roles = Breaker(text for text in specials if text in own)
+        self._special_ids = special_ids(self.tokenizer)
+        self._given_back: dict[str, str] = {}
 
     def encode_prompts(self, texts: Iterable[str]) -> tuple[TokenIds, ...]:
-        """Encode prompts with the special tokens that the tokenizer puts around an input.
+        """Encode prompts with the special tokens that belong around an input, each once.
 
         An empty prompt becomes one token (BOS, else EOS), since a model needs something to read.
         The same texts are encoded once for a tokenizer, however many environments ask for them.
+
+        Args:
+            texts: The prompts; what came through `as_text` is encoded as text.
         """
-        return _encode_prompts(self.tokenizer, _fingerprint(self.tokenizer), tuple(texts))
+        closed = self.convention == "encoder"
+        return _encode_prompts(self.tokenizer, fingerprint(self.tokenizer), closed, tuple(texts))
+
+    def encode_prompt(self, text: str) -> TokenIds:
+        """Encode one prompt; it is not remembered."""
+        return _encode(self.tokenizer, self.convention == "encoder", [text])[0]
+
+    def cuts(self, text: str) -> list[int]:
+        """Return where a text may be cut, from 0 to its length: behind tokens, if that is known."""
+        if not self.tokenizer.is_fast:
+            return list(range(len(text) + 1))
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return sorted({0, len(text), *(end for _, end in encoded["offset_mapping"])})
 
     def encode_reply(self, text: str) -> TokenIds:
-        """Encode what continues a conversation: no special tokens are added."""
-        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+        """Encode what continues a conversation, as if it were read in one piece with it.
 
-    def encode_response(self, text: str, prompt: str, eos: bool = True) -> TokenIds:
+        Args:
+            text: The reply; what came through `as_text` is encoded as text.
+
+        Raises:
+            ValueError: If the tokenizer has got more tokens since the codec was made.
+        """
+        return self._checked(self._pieces.continuation(text))
+
+    def encode_response(self, text: str, prompt: str | None, eos: bool = True) -> TokenIds:
         """Encode a response as an agent would emit it after `prompt`.
+
+        Special tokens in it, such as `<think>`, are what the agent emits, but for those that begin,
+        end or fill texts. It ends where a stop string or a stop token ends it.
 
         Args:
             text: The response.
-            prompt: The text that it follows: a causal model's response is separated from it by a
-                space, unless it ends in white space.
+            prompt: The text that it follows; see `separator`. None: whatever it is.
             eos: Whether EOS ends the response.
         """
-        joined = self.convention == "causal" and prompt != "" and not prompt[-1].isspace()
-        ids = self.encode_reply(f" {text}" if joined else text)
+        text = self._without_roles(text)
+        if self.convention == "encoder" or prompt == "":
+            ids = self._checked(self._pieces.whole(text))
+        else:
+            after = (prompt or "(")[-1]
+            ids = self._checked(self._pieces.continuation(self._separator(prompt) + text, after))
+        end = self.stop_position(ids)
+        if end is not None:
+            return ids[: end + 1]
         return np.append(ids, self.eos_token_id).astype(np.int64) if eos else ids
 
     def decode_response(self, ids: Sequence[int] | TokenIds) -> str:
         """Return the text of emitted tokens, without special tokens and surrounding white space.
 
-        The stop token that ends them, if there is one, is no part of the text.
+        What ends them, a stop token or a stop string, is no part of the text.
+        """
+        return self.decode_turn(ids)[0]
+
+    def decode_turn(self, ids: Sequence[int] | TokenIds) -> tuple[str, str]:
+        """Return what `decode_response` does, and the raw text, without the last stop token alone.
+
+        The raw text has the special tokens, the white space and the stop string.
         """
         tokens = np.asarray(ids, dtype=np.int64)
         if len(tokens) and self.is_stop(tokens[-1:])[0]:
             tokens = tokens[:-1]
-        text = self.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return cast("str", text).strip()
+        said = tokens.tolist()
+        raw = text = self._pieces.decode(said, skip_special_tokens=False)
+        if not self._special_ids.isdisjoint(said):
+            text = self._pieces.decode(said, skip_special_tokens=True)
+        ends = [text.find(stop) for stop in self.stop_strings if stop in text]
+        return text[: min(ends, default=len(text))].strip(), raw
 
-    def round_trips(self, text: str, prompt: str = "") -> bool:
-        """Return whether a response is decoded to the very text that was encoded.
+    def given_back(self, text: str) -> str:
+        """Return a text as the tokenizer gives it back, which is all that a response can be.
 
-        Tokenizers that lower-case, or that have no token for a character, change texts. Such a
-        label or reference could never be matched by a response.
-
-        Args:
-            text: The response.
-            prompt: The text that it follows.
+        Tokenizers that lower-case, or that have no token for a character, change texts.
         """
-        return self.decode_response(self.encode_response(text, prompt)) == text
+        if text not in self._given_back:
+            self._given_back[text] = self.decode_response(self.encode_response(text, None))
+        return self._given_back[text]
 
     def is_stop(self, tokens: TokenIds) -> npt.NDArray[np.bool_]:
         """Return which of the tokens end a turn; the result has the shape of `tokens`."""
@@ -121,27 +191,84 @@ class TextCodec:
             stops |= tokens == token
         return cast("npt.NDArray[np.bool_]", stops)
 
+    def has_stopped(self, response: TokenIds) -> bool:
+        """Return whether the last token of a response, (n,), ends it, as a token or by its text."""
+        if not len(response):
+            return False
+        if self.is_stop(response[-1:])[0]:
+            return True
+        if not self.stop_strings:
+            return False
+        tail = response[-self._stop_window :].tolist()
+        said = self._pieces.decode(tail, skip_special_tokens=False)
+        return any(stop in said for stop in self.stop_strings)
 
-def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
-    """Return the tokens that a user may add to a tokenizer or change after its first use.
+    def stop_position(self, response: TokenIds) -> int | None:
+        """Return the position of the first token that ends a response; None: it goes on."""
+        if not self.stop_strings:
+            stops = np.flatnonzero(self.is_stop(response))
+            return int(stops[0]) if len(stops) else None
+        ends = (i for i in range(len(response)) if self.has_stopped(response[: i + 1]))
+        return next(ends, None)
 
-    It is part of the keys of the caches below, which would otherwise miss such a change.
+    def _separator(self, prompt: str | None) -> str:
+        if self.separator is not None:
+            return self.separator
+        return "" if prompt is not None and prompt[-1].isspace() else " "
+
+    def _checked(self, ids: list[int]) -> TokenIds:
+        tokens = np.asarray(ids, dtype=np.int64)
+        if len(tokens) and tokens.max() >= self.vocabulary_size:
+            raise ValueError(
+                f"The tokenizer has given the id {tokens.max()}, but it had {self.vocabulary_size} "
+                "ids when the environment was made: add tokens before, or make it again."
+            )
+        return tokens
+
+
+def codec_of(
+    tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None,
+    stop: str | int | Sequence[str | int] | None,
+) -> TextCodec:
+    """Return the codec of a tokenizer whose turns end with these texts and tokens, too.
+
+    Raises:
+        ValueError: If it is a codec already, and there are texts or tokens.
+        TypeError: If they are something else.
     """
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    named = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return (*named, *((token, str(text)) for token, text in added.items()))
+    if isinstance(tokenizer, TextCodec):
+        if stop is not None:
+            raise ValueError(
+                "A TextCodec says by itself what ends a turn: give it stop_token_ids and "
+                f"stop_strings, and leave stop={stop!r} out."
+            )
+        return tokenizer
+    stops = [] if stop is None else [stop] if isinstance(stop, (str, int)) else list(stop)
+    wrong = [s for s in stops if isinstance(s, bool) or not isinstance(s, (str, int, np.integer))]
+    if wrong:
+        raise TypeError(f"stop must be texts and token ids, but it has {wrong[0]!r}.")
+    return TextCodec(
+        tokenizer,
+        stop_token_ids=[int(token) for token in stops if not isinstance(token, str)],
+        stop_strings=[text for text in stops if isinstance(text, str)],
+    )
 
 
 @lru_cache(maxsize=8)
-def _vocabulary_size(tokenizer: PreTrainedTokenizerBase, fingerprint: tuple[object, ...]) -> int:
+def _vocabulary_size(tokenizer: PreTrainedTokenizerBase, key: str) -> int:
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
 
 
 @lru_cache(maxsize=64)
 def _encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, fingerprint: tuple[object, ...], texts: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase, key: str, closed: bool, texts: tuple[str, ...]
+) -> tuple[TokenIds, ...]:
+    return _encode(tokenizer, closed, texts)  # `key` says what the tokenizer is like now
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, closed: bool, texts: Sequence[str]
 ) -> tuple[TokenIds, ...]:
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    # verbose=False: a prompt longer than the model's positions is reported by the environment.
-    encoded = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    encoded = PieceEncoder(tokenizer).inputs(texts, closed)
     return tuple(np.asarray(ids or [start], dtype=np.int64) for ids in encoded)

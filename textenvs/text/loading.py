@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -13,21 +13,21 @@ EMBEDDED_TOKENIZER = Path(__file__).parent / "tokenizer.json"
 EOS_TOKEN = "<|eos|>"
 PAD_TOKEN = "<|pad|>"
 
+# By name: the files that a tokenizer was read from, what it was like then, and itself.
+_LOADED: dict[str, tuple[object, str, PreTrainedTokenizerBase]] = {}
 
-@lru_cache(maxsize=1)
+
 def embedded_tokenizer() -> PreTrainedTokenizerBase:
     """Return the small byte-level BPE that comes with the package; it encodes any text."""
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(EMBEDDED_TOKENIZER), eos_token=EOS_TOKEN, pad_token=PAD_TOKEN
-    )
+    return _remembered(str(EMBEDDED_TOKENIZER))
 
 
 def load_tokenizer(
     tokenizer: str | Path | PreTrainedTokenizerBase | None,
 ) -> PreTrainedTokenizerBase:
     """Return a tokenizer that has an EOS token.
+
+    What is loaded by name is remembered until its files change, or somebody changes the object.
 
     Args:
         tokenizer: None (the embedded one), what `AutoTokenizer.from_pretrained` takes, or a
@@ -40,7 +40,7 @@ def load_tokenizer(
     if tokenizer is None:
         return embedded_tokenizer()
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = _from_pretrained(str(tokenizer))
+        tokenizer = _remembered(str(tokenizer))
     if not (hasattr(tokenizer, "encode") and hasattr(tokenizer, "eos_token_id")):
         raise TypeError(
             "tokenizer must be None, a name, a path or a transformers tokenizer, "
@@ -54,10 +54,66 @@ def load_tokenizer(
     return tokenizer
 
 
-@lru_cache(maxsize=8)
-def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+def model_stop_ids(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> list[int]:
+    """Return the ids with which the model beside a tokenizer ends a turn.
 
+    Args:
+        tokenizer: What `load_tokenizer` takes. A name may be asked for at the hub; of an object
+            only what is here already is read.
+
+    Returns:
+        `eos_token_id` of its generation_config.json; none if there is no such file.
+    """
+    by_name = isinstance(tokenizer, (str, Path))
+    name = str(tokenizer if by_name else getattr(tokenizer, "name_or_path", ""))
+    if not name or name == str(EMBEDDED_TOKENIZER):
+        return []
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(name, local_files_only=not by_name)
+    except (OSError, ValueError):
+        return []
+    ids = config.eos_token_id
+    return [] if ids is None else [ids] if isinstance(ids, int) else [int(token) for token in ids]
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of what may change in a tokenizer after its first use.
+
+    It is part of the keys of caches, which would otherwise miss such a change.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    parts: list[object] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    parts += [(token, repr(text)) for token, text in added.items()]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        part: Any = getattr(backend, name, None)
+        try:
+            parts.append(None if part is None else part.__getstate__())
+        except Exception:  # it is written in Python, and the library raises this very class
+            parts.append(id(part))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _remembered(name: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a name, loaded anew if it is not what it was when it was loaded."""
+    files = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
+    seen = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    before, key, tokenizer = _LOADED.get(name, (None, "", None))
+    if tokenizer is None or before != seen or fingerprint(tokenizer) != key:
+        tokenizer = _load(name)
+        _LOADED[name] = seen, fingerprint(tokenizer), tokenizer
+    return tokenizer
+
+
+def _load(name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if name == str(EMBEDDED_TOKENIZER):
+        return PreTrainedTokenizerFast(
+            tokenizer_file=name, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN
+        )
     try:
         return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:

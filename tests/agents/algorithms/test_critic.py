@@ -46,7 +46,7 @@ def test_critic_starts_at_zero_from_its_own_model(spec: str, folder: Path) -> No
     assert same(weights(policy.backbone), weights(own)) == (spec == "copy")
     ours, theirs = ({id(p) for p in m.parameters()} for m in (policy.backbone, own))
     assert not ours & theirs
-    trained = {id(p) for p in policy.optimizer.param_groups[0]["params"]}
+    trained = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
     assert ours | theirs <= trained and len(trained) == len(ours | theirs) + 2
     if spec == "path":
         loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()

@@ -677,7 +677,7 @@ def test_load_with_other_arguments(tmp_path: Path) -> None:
     updates = loaded._n_updates
     loaded.learn(24)
     assert loaded.num_timesteps == 24 and loaded._n_updates == updates + 3
-    assert [group["lr"] for group in loaded.policy.optimizer.param_groups] == [1e-5]
+    assert {group["lr"] for group in loaded.policy.optimizer.param_groups} == {1e-5}
     # custom_objects stand for what the file has.
     objects = {"learning_rate": 5e-4, "lr_schedule": None, "clip_range": 0.1, "n_epochs": 1}
     loaded = PPO.load(tmp_path / "agent.zip", custom_objects=objects, device="cpu")

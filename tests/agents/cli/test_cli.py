@@ -12,8 +12,9 @@ import torch as th
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import textenvs
-from agents import PPO
-from agents.cli.main import main
+from agents import PPO, evaluate_model
+from agents.cli.main import joined, main, parse
+from agents.cli.train import Train
 from agents.training.parsing import parse_fields, parse_rewards
 from tests.agents.helpers import VOCAB, gpt2, policy_for, vec_env
 
@@ -99,10 +100,10 @@ def test_evaluate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     answers = []
     for _ in range(2):
-        main(["evaluate", str(run), "--max-examples", "6", "--samples", "2", "--device", "cpu"])
+        main(["evaluate", str(run), "--max-examples", "6", "--show", "2", "--device", "cpu"])
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]
-    assert "mean_reward" in answers[0] and "examples" in answers[0] and "agent:" in answers[0]
+    assert "mean_reward" in answers[0] and "examples" in answers[0] and "response" in answers[0]
     main(["evaluate", str(run), "--max-examples", "6", "--deterministic", "--device", "cpu"])
     assert capsys.readouterr().out != answers[0]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
@@ -130,6 +131,66 @@ class Shout(textenvs.Task):
 
     def score(self, transcripts: Any) -> list[float]:
         return [float(transcript.response.endswith("!")) for transcript in transcripts]
+
+
+def test_what_a_newcomer_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a run"
+    extra = ["--eval-freq", "128", "--run-dir", str(folder)]
+    main(["train", "TextGen-v0", *QUICK, "--max-new-tokens", "6", *extra])
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    (header,) = [line for line in lines if line[:2] == ["tokens", "reward"]]
+    assert header[-4:] == ["KL", "tokens/s", "elapsed", "left"]
+    rollouts = [line for line in lines if len(line) == len(header) and line[0] in ("128", "256")]
+    assert len(rollouts) == 2
+    assert shown.count("the best") == 1 and "Best held-out reward: " in shown  # at 128
+    for command in (
+        f"textenvs evaluate '{folder}' --samples 4",
+        f"tensorboard --logdir '{folder}'",
+        "textenvs train TextGen-v0 --model ",
+    ):
+        assert command in shown
+    assert "--max-new-tokens 6" in shown
+    few = ["--timesteps", "64", "--eval-examples", "1", "--quiet"]
+    main(["train", "TextGen-v0", *QUICK, *few, "--run-dir", str(tmp_path / "quiet")])
+    assert capsys.readouterr().out == ""
+
+
+def test_every_metric_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--timesteps", "64", "--verbose", "--run-dir", str(tmp_path / "run")]
+    main(["train", "TextGen-v0", *QUICK, "--max-new-tokens", "6", *options])
+    assert "time/rollout_tokens_per_second" in capsys.readouterr().out
+
+
+def test_evaluate_any_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "answers" / "all.jsonl"
+    data = ["--dataset", str(dataset(tmp_path, 6)), "--fields", "prompt=q", "references=a"]
+    few = ["--samples", "3", "--output", str(output), "--device", "cpu", "--max-new-tokens", "5"]
+    main(["evaluate", str(run / "model"), "TextGen-v0", *data, "--reward", "exact_match", *few])
+    shown = capsys.readouterr().out
+    assert "18 transcripts" in shown and "reward_terms: exact_match" in shown
+    answers = rows(output)
+    assert [answer["example"] for answer in answers] == [i for i in range(6) for _ in range(3)]
+    assert answers[0]["turns"][0]["text"] == "Say 0:"  # all of the dataset, and in its order
+    assert len({answer["turns"][1]["text"] for answer in answers[:3]}) > 1
+
+
+def test_evaluate_a_run_on_other_data(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "all.jsonl"
+    data = ["--dataset", str(dataset(tmp_path, 6)), "--fields", "prompt=q", "references=a"]
+    main(["evaluate", str(run), *data, "--output", str(output), "--device", "cpu", "--quiet"])
+    assert [answer["turns"][0]["text"] for answer in rows(output)] == [
+        f"Say {i}:" for i in range(6)
+    ]
+
+
+def test_sampling_of_a_run_can_be_another(run: Path) -> None:
+    few: Any = {"max_examples": 4, "device": "cpu"}
+    greedy, sampled = (
+        evaluate_model(run, **few, **options).records()
+        for options in ({"deterministic": True}, {"top_k": 1})
+    )
+    assert sampled == greedy != evaluate_model(run, **few).records()
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +227,7 @@ def test_own_data_rewards_and_warm_start(
     assert len(list((tmp_path / "cache" / "textenvs" / "warm_start").iterdir())) == 1
     assert AutoModelForCausalLM.from_pretrained(folder / "model").config.n_embd == 32
     capsys.readouterr()
-    main(["evaluate", str(folder), "--device", "cpu", "--samples", "1"])
+    main(["evaluate", str(folder), "--device", "cpu", "--show", "1"])
     assert f"{summary['after']['mean_reward']:.4f}" in capsys.readouterr().out
 
 
@@ -227,6 +288,9 @@ def test_interrupt_in_the_first_rollout(tmp_path: Path, monkeypatch: pytest.Monk
         (["train", "TextGen-v0", "--temperature", "0"], "temperature must be positive"),
         (["train", "TextGen-v0", "--kl-coef", "-1"], "kl_coef must be at least 0"),
         (["evaluate", "/no/run"], "/no/run is no run folder"),
+        (["evaluate", "/no/run", "TextGen-v0"], "/no/run"),
+        (["evaluate", "tiny", "TextGen-v0", "--samples", "0"], "samples must be at least 1"),
+        (["evaluate", "tiny", "TextGen-v0", "--output", "."], "--output takes a file"),
     ],
 )
 def test_mistakes_end_with_their_message(
@@ -288,3 +352,55 @@ def same_path() -> Any:
     before = list(sys.path)
     yield
     sys.path[:] = before
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"textenvs {textenvs.__version__}\n"
+    for arguments in ([], ["--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        shown = capsys.readouterr().out
+        assert stop.value.code == 0 and all(name in shown for name in ("train", "evaluate", "list"))
+
+
+def broken(transcripts: Any) -> list[float]:
+    """A reward that fails."""
+    return [1.0 / len(()) for _ in transcripts]
+
+
+class Broken(textenvs.Task):
+    """A task that fails."""
+
+    def examples(self, split: str) -> list[textenvs.Example]:
+        raise ValueError("the [red] file is not there")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "message"),
+    [
+        (["TextGen-v0", "--reward", f"{__name__}:broken"], "1.0 / len(())", "ZeroDivisionError"),
+        ([f"{__name__}:Broken"], "raise ValueError(", "ValueError: the [red] file is not there"),
+    ],
+)
+def test_users_own_traceback(
+    arguments: list[str], line: str, message: str, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *arguments, *QUICK, "--run-dir", str(folder)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and line in error and message in error
+    assert "agents/training" not in error and "rewards/scoring.py" not in error  # not ours
+    assert not folder.exists()
+
+
+def test_options_of_several_values_can_be_repeated() -> None:
+    repeated = ["train", "X-v0", "--observe", "bleu", "--seed", "1", "--observe=chrf", "rouge_l"]
+    expected = "train X-v0 --seed 1 --observe bleu chrf rouge_l"
+    assert joined(repeated) == expected.split()
+    options = parse(joined([*repeated, "--report_to", "trackio", "--choices", "a", "b"]))
+    assert isinstance(options, Train) and options.observe == ("bleu", "chrf", "rouge_l")
+    assert (options.seed, options.report_to, options.choices) == (1, ("trackio",), ("a", "b"))
+    asked = joined(["evaluate", "x", "--reward", "a", "-h"])
+    assert asked == ["evaluate", "x", "-h", "--reward", "a"]

@@ -32,8 +32,9 @@ SPEC = RunSpec(
     device="cpu",
     checkpoint_freq=256,
     kl_target=3,
+    eval_freq=256,
 )
-OFTEN = [*QUICK, "--checkpoint-freq", "256", "--kl-target", "3"]
+OFTEN = [*QUICK, "--checkpoint-freq", "256", "--kl-target", "3", "--eval-freq", "256"]
 
 
 def log(folder: Path) -> list[dict[str, str]]:
@@ -52,14 +53,16 @@ def files(folder: Path) -> set[str]:
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
     assert files(ours) == files(theirs)
-    weights = "model/model.safetensors"
-    assert (ours / weights).read_bytes() == (theirs / weights).read_bytes()
+    for model in ("model", "best_model"):
+        weights = f"{model}/model.safetensors"
+        assert (ours / weights).read_bytes() == (theirs / weights).read_bytes()
     assert log(ours) == log(theirs)
     assert (ours / "traces.jsonl").read_text().count("\n") == 5 * 4
     for name in (
         "samples_before.jsonl",
         "samples_after.jsonl",
         "traces.jsonl",
+        "samples.jsonl",
         "model/config.json",
     ):
         assert (ours / name).read_text() == (theirs / name).read_text()
@@ -118,7 +121,8 @@ def test_killed_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     folder = tmp_path / "run"
     run_until_killed(folder, updates=4, half_row=True)
     assert (folder / "checkpoint.zip").is_file() and not (folder / "summary.json").exists()
-    assert len(log(folder)) == 5  # two of them, one cut off, are younger than the checkpoint
+    # Of 4 rollouts, 2 evaluations and a row that is cut off, 3 are younger than the checkpoint.
+    assert len(log(folder)) == 7
     (folder / ".checkpoint.123.tmp.zip").write_bytes(b"half")
     main(["train", "--resume", str(folder)])
     assert "Going on from the checkpoint at 256 tokens" in capsys.readouterr().out

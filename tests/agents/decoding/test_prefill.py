@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from agents.decoding import prefix_cache
 from tests.agents.agents import LargestTensor
 from tests.agents.decoding.caches import (
     check,
@@ -95,3 +96,25 @@ def test_prompts_that_are_new_are_read_without_a_mask(prefill_tokens: int) -> No
             for row, hidden in zip(rows, answer, strict=True):
                 truth = backbone.trunk(input_ids=th.tensor([row]), use_cache=False)[0, -1]
                 assert (hidden - truth).abs().max() <= 1e-5
+
+
+def test_masks_of_long_prompts_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that share no more than their beginning with what is known are read without one."""
+    rng = np.random.default_rng(13)
+    backbone = made("llama")
+    monkeypatch.setattr(prefix_cache, "MASK_NUMBERS", 2000)
+    masks: list[int] = []
+    backbone.model.get_submodule("model.layers.0").register_forward_pre_hook(
+        lambda _, args, kwargs: masks.append(
+            0 if kwargs["attention_mask"] is None else kwargs["attention_mask"].numel()
+        ),
+        with_kwargs=True,
+    )
+    first = [[1, *tokens(rng, 99)] for _ in range(4)]
+    second = [[1, *tokens(rng, 99)] for _ in range(3)]
+    with th.no_grad():
+        check(backbone, first)
+        masks.clear()
+        check(backbone, [*second, [*first[3], *tokens(rng, 30)]])
+    assert max(masks) <= 30 * 130
+    assert sorted(masks)[-2:] != [0, 0]  # what has grown needs one

@@ -148,7 +148,7 @@ def cached_answer(backbone: CausalBackbone) -> th.Tensor:
     return backbone.next_hidden(ragged([[1, 2, 3, 4, 5]]))
 
 
-@pytest.mark.parametrize("how", ["step", "load", "replace", "single", "module"])
+@pytest.mark.parametrize("how", ["step", "load", "replace", "single", "module", "data"])
 def test_weights_that_change_drop_the_cache(backbone: CausalBackbone, how: str) -> None:
     stale = cached_answer(backbone)
     keys = [parameter for name, parameter in backbone.named_parameters() if "attn" in name]
@@ -169,9 +169,59 @@ def test_weights_that_change_drop_the_cache(backbone: CausalBackbone, how: str) 
     elif how == "module":
         state = {name: value * 1.5 for name, value in backbone.state_dict().items()}
         backbone.load_state_dict(state, assign=True)
+    elif how == "data":
+        for parameter in backbone.parameters():
+            parameter.data.copy_(parameter.data * 1.5)
     fresh = backbone.last_hidden(ragged([[1, 2, 3, 4, 5]]))
     assert (fresh - stale).abs().max() > 1e-3
     assert (cached_answer(backbone) - fresh).abs().max() <= 1e-5
+
+
+def test_predictions_notice_a_single_number_that_was_changed_through_data(
+    backbone: CausalBackbone,
+) -> None:
+    rows = ragged([[1, 2, 3, 4, 5], [6, 7]])
+    embeddings = next(name for name, _ in backbone.named_parameters())
+    stale = backbone.next_hidden(rows, "predict")
+    rollout = backbone.next_hidden(rows), backbone.decoder.caches["rollout"]
+    backbone.next_hidden(rows, "predict")
+    assert backbone.decoder.caches["rollout"] is rollout[1]  # nothing has changed
+    backbone.get_parameter(embeddings).data[2, 5] += 3.0
+    fresh = backbone.next_hidden(rows, "predict")
+    assert (fresh - stale).abs().max() > 1e-3
+    assert (fresh - backbone.last_hidden(rows)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("scope", ["rollout", "predict"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("where", ["forward", "keep_rows"])
+def test_nothing_is_remembered_after_an_exception(
+    backbone: CausalBackbone, scope: Any, error: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
+    backbone.next_hidden(ragged(rows), scope)
+    longer = [[*row, 20 + i, 30] for i, row in enumerate(rows)]
+
+    def fail(*_: Any) -> Any:
+        raise error("in the middle")
+
+    if where == "forward":
+        inner = [m for n, m in backbone.model.named_modules() if n.endswith("1.mlp")]
+        hook = inner[0].register_forward_hook(fail)
+        with pytest.raises(error, match="in the middle"):
+            backbone.next_hidden(ragged(longer), scope)
+        hook.remove()
+    elif scope == "rollout":
+        cache = backbone.decoder.caches["rollout"]
+        values = cache.key_values.values
+        monkeypatch.setattr(cache.key_values, "values", [*values[:1], None])
+        with pytest.raises(AttributeError):
+            backbone.keep_rows(np.array([1, 0]))
+        assert "rollout" not in backbone.decoder.caches
+        longer = longer[1::-1]
+    for asked in (rows[: len(longer)], longer):
+        answer = backbone.next_hidden(ragged(asked), scope)
+        assert (answer - backbone.last_hidden(ragged(asked))).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("fused", [False, True])

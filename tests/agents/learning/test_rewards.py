@@ -10,9 +10,18 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from agents import PPO
-from agents.learning.reference import reference_model
 from agents.learning.rewards import whiten_rewards
-from tests.agents.agents import NUM_ENVS, Calls, collect, make_agent, same, train, weights
+from tests.agents.agents import (
+    NUM_ENVS,
+    PLAIN_STEPS,
+    STILL,
+    Calls,
+    collect,
+    make_agent,
+    same,
+    train,
+    weights,
+)
 from tests.agents.oracle import Critic, Diary
 
 CUT: dict[str, Any] = {"max_new_tokens": 8, "max_episode_steps": 5}
@@ -130,12 +139,10 @@ def test_a_rollout_that_a_callback_ends_is_not_settled() -> None:
 
 
 def test_no_reference_yet() -> None:
-    model = make_agent(kl_coef=0.1)
-    with (
-        pytest.raises(RuntimeError, match="call set_reference first"),
-        reference_model(model.policy, model.reference),
-    ):
-        pass
+    model = collect(make_agent())
+    model.kl_coef = 0.1
+    with pytest.raises(RuntimeError, match="call set_reference first"):
+        model.complete_rollout(model.rollout_buffer)
 
 
 def test_reference_is_a_copy_that_stays() -> None:
@@ -192,6 +199,16 @@ def test_whole_episodes_leave_out_what_the_rollout_cuts(kind: str) -> None:
     assert np.array_equal(whole.rollout_buffer.advantages, buffer.advantages)
 
 
-def test_whole_episodes_need_an_end() -> None:
-    with pytest.raises(ValueError, match="whole_episodes=True leaves nothing to learn from"):
-        collect(make_agent(whole_episodes=True, n_steps=1, batch_size=2, env={"max_new_tokens": 8}))
+def test_whitening_has_a_floor() -> None:
+    buffer = collect(make_agent("several turns")).rollout_buffer
+    buffer.rewards[:] = 1.0
+    buffer.rewards[0, 0] = 0.99
+    whiten_rewards(buffer, floor=0.1)
+    assert buffer.rewards[0, 0] == pytest.approx(1 - 0.1, abs=1e-2)
+    assert np.ptp(buffer.rewards[1:]) == 0
+    kwargs: dict[str, Any] = {**STILL, "vf_coef": 0.0, "policy": PLAIN_STEPS}
+    norms = []
+    for floor in (0.0, 1e3, 2e3):
+        update = train(collect(make_agent(whiten_floor=floor, **kwargs)))
+        norms.append(update.log["train/grad_norm"])
+    assert norms[0] > 100 * norms[1] and norms[1] == pytest.approx(2 * norms[2], rel=1e-3)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -109,13 +111,15 @@ def test_only_adapter_and_value_head_are_trained(spec: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["one turn", "several turns"])
-def test_reference_is_the_model_without_its_adapter(kind: str) -> None:
+def test_reference_is_the_model_with_its_adapter_as_it_was(kind: str) -> None:
     model = lora_agent(kind=kind, kl_coef=0.3)
+    model.set_reference()
     shake_adapter(model)
     diary = Diary()
     calls = Calls(model.policy.backbone.model.get_input_embeddings())
     collect(model, diary)
-    assert model.reference is None and "reference" not in model.get_parameters()
+    kept = model.get_parameters()["reference"].values()
+    assert sum(map(th.numel, kept)) == sum(map(th.numel, adapter_weights(model).values()))
     sequences = model.rollout_buffer.sequences
     parts = len(split_by_size(sequences, model.batch_size))
     reads = sum(rows * width for rows, width in calls.shapes[-parts:])
@@ -149,7 +153,7 @@ def test_kl_is_zero_at_first_also_after_a_warm_start(tmp_path: Path) -> None:
     assert abs(log["kl/per_token"]) < 1e-6 and abs(log["kl/per_episode"]) < 1e-5
     train(model)
     assert abs(collect(model).logger.name_to_value["kl/per_token"]) > 1e-6
-    # Folded by the warm start, what the adapter has learned is the model's own.
+    # What the adapter has learned from demonstrations is what it starts as.
     for cache in (tmp_path, tmp_path):  # once computed, once found
         model = lora_agent(kind="several turns", kl_coef=0.1, learning_rate=1e-2)
         base = plain(model)
@@ -158,43 +162,39 @@ def test_kl_is_zero_at_first_also_after_a_warm_start(tmp_path: Path) -> None:
         obs, _ = policy.obs_to_tensor(model.env.reset())
         with th.no_grad():
             before = policy.get_distribution(obs).log_probs
-        assert not same(weights(base), weights(plain(model)))
-        assert not any(value.any() for n, value in adapter_weights(model).items() if "lora_B" in n)
-        assert all(value.any() for n, value in adapter_weights(model).items() if "lora_A" in n)
+        assert same(weights(base), weights(plain(model)))
+        learned = adapter_weights(model)
+        assert all(value.any() for value in learned.values())
         collect(model)
         assert (
             np.abs(model.rollout_buffer.log_probs - model.rollout_buffer.ref_log_probs).max() < 1e-5
         )
         allowed = th.tensor(FEW)
-        logits = plain(model)(th.tensor([read_first(obs)])).logits[0, -1, allowed]
+        logits = policy.backbone.model(th.tensor([read_first(obs)])).logits[0, -1, allowed]
         truth = (logits / 0.7).log_softmax(-1)
         assert (before[0, allowed] - truth).abs().max() < 1e-4
         train(model)
-        assert any(value.any() for n, value in adapter_weights(model).items() if "lora_B" in n)
+        assert not same(learned, adapter_weights(model))
 
 
 def read_first(obs: Any) -> list[int]:
     return [int(t) for t in obs["prompt"][0, : int(obs["prompt_length"][0, 0])]]
 
 
-def test_fold_leaves_what_the_model_says() -> None:
+def test_an_adapter_that_was_comes_back_and_goes() -> None:
     model = lora_agent()
+    adapter, network = model.policy.backbone.adapter, model.policy.backbone.model
+    earlier, ids = adapter.weights(), th.tensor([[5, 6, 7]])
     shake_adapter(model)
-    network, ids = model.policy.backbone.model, th.tensor([[5, 6, 7]])
+    own = weights(model.policy)
     with th.no_grad():
-        before, base = network(ids).logits, plain(model)(ids).logits
-        model.policy.backbone.adapter.fold()
-        shake_adapter(model)  # What is learned from here on counts.
-        assert (network(ids).logits - before).abs().max() > 0.1
-        assert (plain(model)(ids).logits - before).abs().max() < 1e-4
         before = network(ids).logits
-        for _ in range(2):
-            model.policy.backbone.adapter.fold()
-            assert (network(ids).logits - before).abs().max() < 1e-4
-            assert (plain(model)(ids).logits - before).abs().max() < 1e-4
-            with model.policy.backbone.adapter.disabled():
-                assert (network(ids).logits - before).abs().max() < 1e-4
-    assert (before - base).abs().max() > 0.1
+        with pytest.raises(RuntimeError, match="in the middle"), adapter.replaced(earlier):
+            assert (network(ids).logits - plain(model)(ids).logits).abs().max() < 1e-4
+            assert not adapter.in_place
+            raise RuntimeError("in the middle")
+        assert th.equal(network(ids).logits, before) and adapter.in_place
+    assert same(own, weights(model.policy))
     assert all(p.requires_grad == ("lora_" in n) for n, p in network.named_parameters())
 
 
@@ -205,7 +205,8 @@ def test_save_and_load_and_the_penalty_goes_on(spec: str, tmp_path: Path) -> Non
     model.save(tmp_path / "agent")
     loaded: Any = PPO.load(tmp_path / "agent", device="cpu", env=model.env)
     assert same(weights(model.policy), weights(loaded.policy))
-    assert loaded.kl_coef == model.kl_coef != 0.2 and loaded.reference is None
+    assert loaded.kl_coef == model.kl_coef != 0.2
+    assert same(weights(loaded.reference), weights(model.reference))
     assert {n for n, p in loaded.policy.named_parameters() if p.requires_grad} == {
         n for n, p in model.policy.named_parameters() if p.requires_grad
     }
@@ -275,11 +276,139 @@ def test_memory_holds_one_model_only() -> None:
     model = collect(lora_agent(kl_coef=0.1))
     backbone = model.policy.backbone.model
     modules = [value for value in vars(model).values() if isinstance(value, th.nn.Module)]
-    assert modules == [model.policy]
+    assert {*modules} == {model.policy, model.reference}
+    assert not list(model.reference.parameters())
     count = sum(p.numel() for p in model.policy.parameters())
     base = sum(p.numel() for p in plain(model).parameters())
     lora = sum(p.numel() for n, p in backbone.named_parameters() if "lora_" in n)
     assert count == base + lora + 33 and lora < 0.2 * base
+
+
+# --- Adapters of models that can be found again ---
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    policy_for(vec_env(), llama()).save_pretrained(folder)
+    return str(folder)
+
+
+def logits_of(network: Any) -> th.Tensor:
+    with th.no_grad():
+        return network(th.tensor([[5, 6, 7, 8]])).logits  # type: ignore[no-any-return]
+
+
+def test_an_adapter_is_saved_as_one_and_trained_on(base: str, tmp_path: Path) -> None:
+    model = lora_agent(policy={"model": base}, kl_coef=0.1, learning_rate=1e-2)
+    model.learn(ITERATION)
+    folders = [tmp_path / name for name in ("first", "second", "merged")]
+    model.policy.save_pretrained(folders[0])
+    assert not list(folders[0].glob("model*")) and (folders[0] / "value_head.safetensors").exists()
+    said = logits_of(model.policy.backbone.model)
+    assert th.equal(logits_of(AutoModelForCausalLM.from_pretrained(folders[0])), said)
+    # An adapter as a model: trained on, and the KL is to what it was.
+    again = make_agent(policy={"model": str(folders[0])}, kl_coef=0.1, learning_rate=1e-2)
+    assert again.policy.pretrained and again.policy.backbone.adapter.base == base
+    assert th.equal(logits_of(again.policy.backbone.model), said)
+    trained = {n for n, p in again.policy.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in model.policy.named_parameters() if p.requires_grad}
+    log = collect(again).logger.name_to_value
+    assert abs(log["kl/per_token"]) < 1e-6
+    before = adapter_weights(again)
+    train(again)
+    assert all(not th.equal(value, before[n]) for n, value in adapter_weights(again).items())
+    assert same(other_weights(again), other_weights(model))
+    again.policy.save_pretrained(folders[1])
+    assert not list(folders[1].glob("model*"))
+    said = logits_of(again.policy.backbone.model)
+    assert th.equal(logits_of(AutoModelForCausalLM.from_pretrained(folders[1])), said)
+    again.policy.save_pretrained(folders[2], merge=True)
+    assert not list(folders[2].glob("adapter*"))
+    merged = AutoModelForCausalLM.from_pretrained(folders[2])
+    assert (logits_of(merged) - said).abs().max() < 1e-4
+    assert again.policy.backbone.adapter is not None  # which still trains
+
+
+def test_an_adapter_beside_the_policys_model_is_merged(base: str, tmp_path: Path) -> None:
+    model = lora_agent(policy={"model": base})
+    shake_adapter(model)
+    model.policy.save_pretrained(tmp_path / "adapter")
+    said, folder = logits_of(model.policy.backbone.model), str(tmp_path / "adapter")
+    other = make_agent(policy={"value_model": folder}, ref_model=folder, kl_coef=0.1)
+    for backbone in (other.policy.value_backbone, other.reference):
+        assert backbone.adapter is None
+        assert (logits_of(backbone.model) - said).abs().max() < 1e-4
+    assert all(p.requires_grad for p in other.policy.value_backbone.parameters())
+    assert not any(p.requires_grad for p in other.reference.parameters())
+    train(collect(other))
+    other.save(tmp_path / "agent")
+    loaded: Any = PPO.load(tmp_path / "agent", device="cpu")
+    assert same(weights(loaded.policy), weights(other.policy))
+
+
+def test_an_agent_is_saved_without_what_is_not_trained(base: str, tmp_path: Path) -> None:
+    def made() -> Any:
+        return lora_agent(policy={"model": base}, kl_coef=0.1, learning_rate=1e-2)
+
+    whole = made().learn(2 * ITERATION)
+    half = made().learn(ITERATION)
+    half.save(tmp_path / "agent")
+    kept = half.get_parameters()["policy"]
+    assert {n for n in kept if "lora_" not in n} == {"value_head.weight", "value_head.bias"}
+    loaded: Any = PPO.load(tmp_path / "agent", env=made().env, device="cpu")
+    assert same(weights(loaded.policy), weights(half.policy))
+    loaded.learn(ITERATION, reset_num_timesteps=False)
+    assert same(weights(loaded.policy), weights(whole.policy))
+    assert same(weights(loaded.reference), weights(whole.reference))
+    # What somebody has changed is saved with all the rest.
+    with th.no_grad():
+        half.policy.backbone.model.get_input_embeddings().weight[3] += 1
+    assert set(half.get_parameters()["policy"]) == set(weights(half.policy))
+    half.save(tmp_path / "all")
+    loaded = PPO.load(tmp_path / "all", device="cpu")
+    assert same(weights(loaded.policy), weights(half.policy))
+
+
+def test_a_base_that_is_another_one_by_now(base: str, tmp_path: Path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(base, copy)
+    lora_agent(policy={"model": copy}).save(tmp_path / "agent")
+    other = policy_for(vec_env(), llama())
+    shake(other)
+    other.save_pretrained(copy)
+    with pytest.raises(ValueError, match="whose weights are others now"):
+        PPO.load(tmp_path / "agent", device="cpu")
+    shutil.rmtree(copy)
+    with pytest.raises(ValueError, match=f"could be loaded from '{copy}'"):
+        PPO.load(tmp_path / "agent", device="cpu")
+
+
+def test_the_share_of_what_is_trained_is_said_once(
+    base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lora_agent(policy={"model": base}, verbose=1)
+    trained = sum(p.numel() for p in model.policy.parameters() if p.requires_grad)
+    model.learn(ITERATION)
+    model.learn(ITERATION, reset_num_timesteps=False)
+    every = sum(p.numel() for p in model.policy.parameters())
+    said = capsys.readouterr().out
+    assert said.count(f"Training {trained:,} of {every:,} parameters ({trained / every:.2%})") == 1
+    assert said.count("trained_share") == 1
+    make_agent(verbose=1).learn(ITERATION)
+    assert "trained_share" not in capsys.readouterr().out
+
+
+def test_adapters_that_make_no_sense(base: str, tmp_path: Path) -> None:
+    lora_agent(policy={"model": base}).policy.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="is an adapter, which is trained on: leave peft_config"):
+        lora_agent(policy={"model": str(tmp_path / "adapter")})
+    with pytest.raises(ValueError, match="the critic shares the trunk"):
+        make_agent(policy={"model": str(tmp_path / "adapter"), "value_model": "copy"})
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace(json.dumps(base), "null"))
+    with pytest.raises(ValueError, match="does not say of which model"):
+        make_agent(policy={"model": str(tmp_path / "adapter")})
 
 
 def test_peft_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +442,8 @@ def test_without_its_adapter_a_policy_answers_as_if_it_never_had_one(
         policy(obs)
         assert policy.backbone.decoder.prepacked
         adapter = policy.backbone.adapter
-        with adapter.disabled():
+        nothing = {k: th.zeros_like(v) for k, v in adapter.weights().items()}
+        with adapter.replaced(nothing):
             answer = policy.get_distribution(obs).log_probs.exp()
             policy.use_cache = False
             expected = policy.get_distribution(obs).log_probs.exp()

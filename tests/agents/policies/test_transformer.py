@@ -385,12 +385,6 @@ def test_episodes_equal_generation_by_transformers() -> None:
         assert generated[0, len(prompt) :].tolist() == response.tolist()
 
 
-@pytest.mark.parametrize("config", ["gpt2", "llama"])
-def test_tokenizer_larger_than_the_model(config: str) -> None:
-    with pytest.raises(ValueError, match=f"{VOCAB} tokens .* only {VOCAB - 1}"):
-        policy_for(vec_env(), CONFIGS[config](vocab_size=VOCAB - 1))
-
-
 def test_budgets_beyond_the_positions() -> None:
     env = vec_env(max_prompt_tokens=30, max_new_tokens=20)
     policy_for(env, gpt2(n_positions=50))

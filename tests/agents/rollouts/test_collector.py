@@ -13,7 +13,17 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from agents import PPO, SequenceRolloutBuffer, TransformerPolicy
-from tests.agents.agents import N_STEPS, NUM_ENVS, Calls, collect, make_agent, same, train, weights
+from tests.agents.agents import (
+    ITERATION,
+    N_STEPS,
+    NUM_ENVS,
+    Calls,
+    collect,
+    make_agent,
+    same,
+    train,
+    weights,
+)
 from tests.agents.helpers import FEW, gpt2
 
 KINDS = ["one turn", "several turns"]
@@ -338,7 +348,7 @@ class Replayed(PPO):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_source_that_responds_leaves_the_buffer_of_one_that_steps(kind: str) -> None:
-    one_minibatch: dict[str, Any] = {"batch_size": 10**6, "n_epochs": 1}
+    one_minibatch: dict[str, Any] = {"batch_size": ITERATION, "n_epochs": 1}
     stepped = collect(whole(kind, **one_minibatch))
     buffer = stepped.rollout_buffer
     responses: list[list[list[int]]] = [[] for _ in range(NUM_ENVS)]

@@ -174,9 +174,9 @@ def test_first_ratio_is_logged_before_any_step() -> None:
 def test_speed_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_agent()
     now = iter([100.0, 102.0, 200.0, 200.5])
-    monkeypatch.setattr(
-        "agents.algorithms.base.time", SimpleNamespace(perf_counter=lambda: next(now))
-    )
+    clock = SimpleNamespace(perf_counter=lambda: next(now))
+    for module in ("base", "recording"):
+        monkeypatch.setattr(f"agents.algorithms.{module}.time", clock)
     log = train(collect(model)).log
     assert log["time/rollout_tokens_per_second"] == ITERATION / 2
     assert log["time/update_tokens_per_second"] == ITERATION / 0.5

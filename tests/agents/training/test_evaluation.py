@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from itertools import combinations
 from typing import Any
 
 import gymnasium as gym
@@ -10,8 +11,9 @@ import torch as th
 
 from agents import evaluate_split
 from agents.rollouts.vec_env import engine_of
-from agents.training.evaluation import Evaluation
+from agents.training.evaluation import Evaluation, pass_at_k, reward_text
 from tests.agents.helpers import FEW, llama, policy_for, vec_env
+from textenvs import Example, Transcript, Turn
 from textenvs.envs.playing import Episode
 
 
@@ -154,3 +156,62 @@ def test_every_kind_of_environment_leads_to_its_engine(mode: str) -> None:
     assert {len(engine_of(env).examples) for env in envs} == {318}
     with pytest.raises(TypeError, match="environment of textenvs"):
         engine_of(gym.make("CartPole-v1"))
+
+
+def test_several_samples_of_each_example() -> None:
+    env = make("Dialogue-v0", max_new_tokens=6)
+    policy = policy_for(env, allowed_tokens=FEW)
+    once, thrice = (evaluate_split(policy, env, 4, samples=samples) for samples in (1, 3))
+    assert [e.example for e in thrice.episodes] == [e.example for e in once.episodes for _ in "123"]
+    assert [e.transcript for e in thrice.episodes[::3]] == [e.transcript for e in once.episodes]
+    assert len({str(e.transcript) for e in thrice.episodes}) > 4
+    means = thrice.rewards.reshape(4, 3).mean(axis=1)
+    assert thrice.standard_error == pytest.approx(means.std(ddof=1) / 2)
+    summary = thrice.summary()
+    assert (summary["examples"], summary["samples"]) == (4, 3)
+    assert summary["pass@1"] == pytest.approx(summary["success_rate"]) and "pass@2" in summary
+    assert "pass@4" not in summary and "pass@1" not in once.summary()
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        evaluate_split(policy, env, 4, samples=0)
+
+
+@pytest.mark.parametrize("successes", range(6))
+def test_pass_at_k_is_the_share_of_subsets_with_a_success(successes: int) -> None:
+    outcomes = [i < successes for i in range(5)]
+    for k in range(1, 6):
+        subsets = list(combinations(outcomes, k))
+        expected = sum(map(any, subsets)) / len(subsets)
+        assert pass_at_k(5, successes, k) == pytest.approx(expected)
+
+
+def test_pass_at_powers_of_two() -> None:
+    # One of two examples never succeeds, the other in one of eight samples.
+    outcomes = {0: [False] * 8, 1: [True] + [False] * 7}
+    result = Evaluation(
+        [
+            Episode(i, transcript=spoken(), is_success=success)
+            for i, own in outcomes.items()
+            for success in own
+        ]
+    )
+    shares = {name: value for name, value in result.summary().items() if name.startswith("pass@")}
+    expected = {f"pass@{k}": k / 16 for k in (1, 2, 4, 8)}
+    assert shares == pytest.approx(expected)
+
+
+def spoken(text: str = "yes") -> Transcript:
+    return Transcript(Example("Go on:"), (Turn("user", "Go on:"), Turn("agent", text)))
+
+
+def test_what_is_observed_is_told() -> None:
+    values: list[dict[str, Any]] = [{"chrf": 0.5, "well_formed": True}, {"chrf": 0.25}]
+    episodes = [Episode(i, transcript=spoken(), observed=own) for i, own in enumerate(values)]
+    result = Evaluation(episodes)
+    assert result.summary()["observed"] == {"chrf": 0.375, "well_formed": 1.0}
+    assert [record["observed"] for record in result.records()] == values
+
+
+def test_one_example_has_no_standard_error() -> None:
+    summary = Evaluation([Episode(0, transcript=spoken(), reward=0.5)]).summary()
+    assert summary["standard_error"] is None
+    assert reward_text(summary) == "0.500 (n=1)"

@@ -75,6 +75,29 @@ def same(first: dict[str, th.Tensor], second: dict[str, th.Tensor]) -> bool:
     return all(th.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_precision_is_the_policys_whatever_the_surroundings_say(
+    autocast: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results = []
+    for outside in ("no", "bf16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", outside)
+        model = agent()
+        model.policy.backbone.autocast = None if autocast is None else th.bfloat16
+        seen: set[th.dtype] = set()
+        layer = model.policy.backbone.model.get_submodule("model.layers.0.mlp.down_proj")
+        layer.register_forward_hook(lambda _, inputs, output, seen=seen: seen.add(output.dtype))
+        warm_start(model, progress=False, cache=tmp_path / outside)
+        assert seen == {th.float32 if autocast is None else th.bfloat16}
+        results.append(state(model))
+    assert same(*results)
+    # It is part of the key: the other precision computes anew.
+    model = agent()
+    model.policy.backbone.autocast = th.bfloat16 if autocast is None else None
+    warm_start(model, progress=False, cache=tmp_path / "no")
+    assert len(list((tmp_path / "no").iterdir())) == 2
+
+
 def test_cache_gives_the_very_weights(tmp_path: Path) -> None:
     models = [agent() for _ in range(3)]
     caches: list[bool | Path] = [tmp_path, tmp_path, False]
@@ -165,7 +188,7 @@ def test_demonstrations_of_a_dialogue() -> None:
     assert learned.tolist() == [token for turn in ends for token in turn]
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     users = ["\nUser: after black 1?\nAgent:", "\nUser: after black 3?\nAgent:"]
-    assert text == f"Colour 3: {turns[0]}{users[0]} {turns[1]}{users[1]} {turns[2]}"
+    assert text == f"User: Colour 3:\nAgent: {turns[0]}{users[0]} {turns[1]}{users[1]} {turns[2]}"
 
 
 def test_turns_become_sequences() -> None:

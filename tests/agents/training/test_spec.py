@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from agents import PPO, RunSpec
 from agents.cli.train import Train
-from agents.training.registry import ALGORITHMS
+from agents.training.registry import ALGORITHMS, algorithm_options, policy_options
 
 # What `textenvs train` had written into config.json before there was a RunSpec.
 OLD_CONFIG = """
@@ -38,6 +38,8 @@ def test_old_run_folders_are_read() -> None:
         dataset="d.jsonl",
         fields=("prompt=q",),
         reward=("0.5*bleu", "task"),
+        batch_size=1024,
+        learning_rate=3e-4,
         seed=3,
         device="cpu",
     )
@@ -81,7 +83,15 @@ def test_environment() -> None:
 
 def test_every_option_leads_somewhere() -> None:
     spec = RunSpec(
-        "TextGen-v0", kl_coef=0.3, top_k=5, lora_rank=4, seed=9, warm_start=2, whole_episodes=True
+        "TextGen-v0",
+        kl_coef=0.3,
+        top_k=5,
+        lora_rank=4,
+        seed=9,
+        warm_start=2,
+        whole_episodes=True,
+        learning_rate=3e-4,
+        vf_learning_rate=1e-3,
     )
     algorithm = spec.algorithm_kwargs()
     assert spec.algorithm is PPO
@@ -90,22 +100,72 @@ def test_every_option_leads_somewhere() -> None:
     assert algorithm["policy_kwargs"]["top_k"] == 5
     assert algorithm["policy_kwargs"]["peft_config"] == {"r": 4}
     assert RunSpec("TextGen-v0").algorithm_kwargs()["policy_kwargs"]["peft_config"] is None
-    schedule = algorithm["learning_rate"]
-    assert isinstance(schedule, LinearSchedule) and (schedule(1.0), schedule(0.0)) == (3e-4, 0.0)
+    for name, rate in (("learning_rate", 3e-4), ("vf_learning_rate", 1e-3)):
+        schedule = algorithm[name]
+        assert isinstance(schedule, LinearSchedule)
+        assert (schedule(1.0), schedule(0.0)) == (rate, 0.0)
+    assert not {"learning_rate", "vf_learning_rate"} & {*RunSpec("TextGen-v0").algorithm_kwargs()}
     assert spec.warm_start_kwargs() == {
         "passes": 2,
         "learning_rate": None,
         "batch_size": 16,
         "seed": 9,
     }
-    used = {*algorithm, *algorithm["policy_kwargs"], *spec.env_kwargs()}
-    of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples"}
-    of_the_run |= {"checkpoint_freq", "trace_episodes"}
+    # An option is the algorithm's or the policy's by its name, or is given to the environment; the
+    # rest are the run's own.
+    data = RunSpec("TextGen-v0", template="{prompt}:", choices=("a",), observe=("chrf",))
+    used = {*algorithm_options(), *policy_options(), *data.env_kwargs()}
+    of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples", "eval_freq", "patience"}
+    of_the_run |= {"checkpoint_freq", "trace_episodes", "report_to"}
     renamed = {"lora_rank", "eval_dataset", "warm_start"}
     renamed |= {"warm_start_learning_rate", "warm_start_batch_size"}
-    assert {field.name for field in fields(RunSpec)} == (
-        used - {"policy_kwargs", "split", "peft_config"} | of_the_run | renamed
+    names = {field.name for field in fields(RunSpec)}
+    assert names <= used | of_the_run | renamed
+    assert {*algorithm} - {"policy_kwargs"} == names & algorithm_options() - {
+        name for name in names if getattr(spec, name) is None
+    }
+
+
+def test_options_that_only_an_environment_takes() -> None:
+    spec = RunSpec("TextGen-v0", template="{prompt}:", choices=("yes", "no"), observe=("chrf",))
+    kwargs = spec.env_kwargs(held_out=True)
+    assert (kwargs["template"], kwargs["choices"]) == ("{prompt}:", ("yes", "no"))
+    assert kwargs["observe"] == ["chrf"]
+    # They are left out where they were not given: the task says.
+    assert not {"template", "choices", "observe"} & RunSpec("TextGen-v0").env_kwargs().keys()
+
+
+def test_option_left_at_none_is_the_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = RunSpec("TextGen-v0", target_kl=None, kl_target=2.0).algorithm_kwargs()
+    assert "target_kl" not in options and options["kl_target"] == 2.0
+    rate: Any = None
+    assert "learning_rate" not in RunSpec("TextGen-v0", learning_rate=rate).algorithm_kwargs()
+
+
+def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text("")
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "tiny").mkdir()  # a name of ours, whatever lies about
+    spec = RunSpec("TextGen-v0", dataset="data.jsonl", eval_dataset="./data.jsonl")
+    config = spec.to_config()
+    assert config["dataset"] == config["eval_dataset"] == str(tmp_path / "data.jsonl")
+    assert (config["model"], config["tokenizer"]) == ("tiny", None)
+    config = replace(spec, model="models/mine", tokenizer="gpt2").to_config()
+    assert (config["model"], config["tokenizer"]) == (str(tmp_path / "models/mine"), "gpt2")
+    # However it is written, it is the same run.
+    saved = RunSpec.from_config(spec.to_config())
+    monkeypatch.chdir(tmp_path / "models")
+    saved.check_resumes(
+        replace(spec, dataset="../data.jsonl", eval_dataset=str(tmp_path / "data.jsonl")), "run"
     )
+
+
+def test_unknown_options_name_the_nearest() -> None:
+    with pytest.raises(TypeError, match="has no option 'max_new_token': did you mean 'max_new_to"):
+        RunSpec("TextGen-v0", max_new_token=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"no option 'zzz': it has .*timesteps"):
+        RunSpec("TextGen-v0", zzz=1)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +183,8 @@ def test_every_option_leads_somewhere() -> None:
         ({"fields": ("prompt",)}, "^fields takes NAME=COLUMN"),
         ({"reward": ("x*bleu",)}, "^reward takes NAME or WEIGHT"),
         ({"reward": "bleu"}, "^reward takes a tuple of strings, but it is 'bleu'"),
+        ({"observe": "bleu"}, "^observe takes a tuple of strings, but it is 'bleu'"),
+        ({"choices": "yes"}, "^choices takes a tuple of strings, but it is 'yes'"),
     ],
 )
 def test_mistakes(options: dict[str, Any], message: str) -> None:
@@ -161,7 +223,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plain")
 def test_options_that_an_algorithm_lacks_are_left_out() -> None:
-    own = {"learning_rate", "policy_kwargs", "seed", "device"}
+    own = {"policy_kwargs", "seed", "device"}
     assert RunSpec("TextGen-v0", algo="plain", seed=3).algorithm_kwargs().keys() == own
     spec = RunSpec("TextGen-v0", algo="withkl", kl_coef=0.5)
     assert spec.algorithm_kwargs().keys() == {*own, "kl_coef"}

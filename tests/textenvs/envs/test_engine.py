@@ -211,7 +211,8 @@ def test_turns_that_end_together_are_scored_in_one_call_and_decoded_once() -> No
         batches.append(len(transcripts))
         return [0.0] * len(transcripts)
 
-    engine = started(TextEngine(Echo, 4, tokenizer=tokenizer, reward=count, max_new_tokens=50))
+    kwargs: dict[str, Any] = {"dataset": [Example("The food")], "max_new_tokens": 50}
+    engine = started(TextEngine(Echo, 4, tokenizer=tokenizer, reward=count, **kwargs))
     for _ in range(20):
         engine.step(np.full(4, 5), rngs(4))
     assert batches == tokenizer.decoded == []

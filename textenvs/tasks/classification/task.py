@@ -36,14 +36,15 @@ class TextClassification(Task):
 
     ## Action Space, Observation Space
     Those of `textenvs.envs.env.TextEnv`. The prompt is "Review: ...", newline, "Sentiment:"
-    (`gym.make(..., template=...)` puts another text around it). The space's `allowed_tokens` are
-    those that the labels are made of, and a policy samples no others.
+    (`gym.make(..., template=...)` puts another text around it). The space's `choices` are the
+    labels as tokens, each after a space, and a policy says nothing else.
 
     ## Rewards
     1.0 if the response is the label, else 0.0.
 
     ## Episode End
-    After as many tokens as the longest label has; with EOS after a shorter one.
+    After as many tokens as the longest label has; with EOS after a shorter one. The tokenizer must
+    give each label back as it is, which is checked when the environment is made.
 
     ## Success
     The response is the label.

@@ -103,8 +103,8 @@ class Booking(Task):
     them, and another 0.5 if all are; no booking earns nothing.
 
     ## Episode End
-    With a booking, after 8 turns of the agent, or when the conversation no longer fits the prompt
-    budget. A turn ends with EOS or after 24 tokens.
+    With a booking or after 8 turns of the agent. Truncated when the conversation no longer fits the
+    prompt budget. A turn ends with EOS or after 24 tokens.
 
     ## Success
     A booking with every slot right.
@@ -133,10 +133,6 @@ class Booking(Task):
     def examples(self, split: str) -> Sequence[Example]:
         """Return the built-in users of one split."""
         return split_examples(_all_examples(), split)
-
-    def prompt(self, example: Example) -> str:
-        """Return the user's first utterance and the agent's cue."""
-        return f"User: {example.prompt}\nAgent:"
 
     def check_example(self, example: Example) -> None:
         """Refuse an example whose goal lacks a slot, or has a value that there is not."""

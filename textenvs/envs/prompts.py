@@ -1,0 +1,145 @@
+"""What the agent is given: the task's text around an example's, as tokens that fit the budget."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from textenvs.task import Example, Task
+from textenvs.text.codec import TextCodec, TokenIds
+from textenvs.text.special import BREAK, in_texts
+
+Side = Literal["left", "right"]
+
+
+def render_prompts(task: Task, codec: TextCodec, examples: Sequence[Example]) -> tuple[str, ...]:
+    """Return the texts to encode; special tokens in examples are broken, those around are not."""
+    return tuple(task.prompt(_as_text(codec, example)) for example in examples)
+
+
+def render_reply(task: Task, codec: TextCodec, reply: str) -> str:
+    """Return the text that continues a conversation, to be encoded likewise."""
+    return task.format_reply(codec.as_text(reply))
+
+
+def shown(text: str) -> str:
+    """Return a rendered text as a person reads it."""
+    return text.replace(BREAK, "")
+
+
+def first_turn(task: Task, text: str) -> str:
+    """Return a prompt as the first turn of the transcript: what was read, as it was read.
+
+    Where it has the format of all turns, that is left out, as it is for the later ones.
+    """
+    if task.max_turns == 1:
+        return text
+    before, _, after = task.format_reply(BREAK).partition(BREAK)
+    before = before.lstrip()
+    if len(before + after) <= len(text) and text.startswith(before) and text.endswith(after):
+        return text[len(before) : len(text) - len(after)]
+    return text
+
+
+def fit_prompts(
+    task: Task,
+    codec: TextCodec,
+    examples: Sequence[Example],
+    size: int,
+    truncate: Side | None,
+) -> tuple[tuple[str, ...], tuple[TokenIds, ...]]:
+    """Render and encode every prompt; cut or refuse what is over the budget.
+
+    Returns:
+        The texts as they are shown, and their token ids.
+
+    Raises:
+        ValueError: If a prompt is too long and may not be cut, or is too long without its example.
+    """
+    texts = render_prompts(task, codec, examples)
+    prompts = codec.encode_prompts(texts)
+    _tell_of_special_tokens(texts)
+    over = [i for i, ids in enumerate(prompts) if len(ids) > size]
+    if over and truncate is None:
+        longest = max(over, key=lambda i: len(prompts[i]))
+        raise ValueError(
+            f"The prompt of example {longest} is {len(prompts[longest])} tokens long, over "
+            f"max_prompt_tokens={size}: {shown(texts[longest])[:80]!r}... Raise max_prompt_tokens, "
+            "or say which side of the example's text to cut off with truncate_prompt='left' or "
+            "'right'."
+        )
+    fitting = dict(zip(range(len(texts)), zip(texts, prompts, strict=True), strict=True))
+    for i in over:
+        fitting[i] = _cut(task, codec, examples[i], size, truncate or "left")
+    return (
+        tuple(shown(text) for text, _ in fitting.values()),
+        tuple(ids for _, ids in fitting.values()),
+    )
+
+
+def check_cue(task: Task, example: Example) -> None:
+    """Warn where a conversation's first turn ends otherwise than its later ones."""
+    if task.max_turns == 1 or not example.prompt:
+        return
+    _, found, first = task.prompt(example).rpartition(example.prompt)
+    _, known, later = task.format_reply(example.prompt).rpartition(example.prompt)
+    if found and known and first != later:
+        warnings.warn(
+            f"{type(task).__name__} has two formats: the first turn of a conversation ends in "
+            f"{first!r}, and later ones in {later!r}. Override format_turn, or both prompt and "
+            "format_reply, so that the agent reads one.",
+            stacklevel=2,
+        )
+
+
+def _as_text(codec: TextCodec, example: Example) -> Example:
+    own = dict(example.data)
+    prompt, data = in_texts((example.prompt, own), codec.as_text)
+    if prompt == example.prompt and data == own:
+        return example
+    return replace(example, prompt=prompt, data=data)
+
+
+def _tell_of_special_tokens(texts: Sequence[str]) -> None:
+    """Say once that special tokens in examples are read as text: they may have been meant."""
+    broken = [i for i, text in enumerate(texts) if BREAK in text]
+    if broken:
+        warnings.warn(
+            f"The texts of {len(broken)} examples contain what is written like a special token; "
+            f"it is read as text. The first is example {broken[0]}: "
+            f"{shown(texts[broken[0]])[:80]!r}. If a chat template has rendered them, pass "
+            "tokenizer=textenvs.text.codec.TextCodec(tokenizer, split_special_tokens=False).",
+            stacklevel=2,
+        )
+
+
+def _cut(
+    task: Task, codec: TextCodec, example: Example, size: int, side: Side
+) -> tuple[str, TokenIds]:
+    """Keep as much of an example's text as fits the budget, inside what is around it."""
+    text = example.prompt
+    cuts = codec.cuts(text) if side == "right" else codec.cuts(text)[::-1]
+
+    def rendered(kept: int) -> tuple[str, TokenIds]:
+        part = text[: cuts[kept]] if side == "right" else text[cuts[kept] :]
+        (whole,) = render_prompts(task, codec, [replace(example, prompt=part)])
+        return whole, codec.encode_prompt(whole)
+
+    fitting = rendered(0)
+    if len(fitting[1]) > size:
+        raise ValueError(
+            f"max_prompt_tokens={size} is too few: what {type(task).__name__}.prompt puts around "
+            f"an example's text takes {len(fitting[1])} tokens by itself, as in "
+            f"{shown(fitting[0])[:80]!r}."
+        )
+    fits, over = 0, len(cuts) - 1
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        candidate = rendered(middle)
+        if len(candidate[1]) <= size:
+            fits, fitting = middle, candidate
+        else:
+            over = middle
+    return fitting
