@@ -146,6 +146,10 @@ def train_ours(start: Start) -> Trained:
         kl_coef=settings.kl_coef,
         kl_estimator=settings.kl_estimator,
         whole_episodes=True,
+        # As SB3 and TRL have it.
+        fit_critic=False,
+        whiten_floor=0.0,
+        target_kl=float("inf"),
         **start.sb3_kwargs(),
     )
     return learn(model, settings)

@@ -65,7 +65,8 @@ class Decoder:
         self._prefill_tokens = prefill_tokens
         self._steps = 0  # that a rollout will have, as far as is known
         self._weights_version = WeightsVersion(model)
-        self._fingerprint: object = None  # of the weights, when responses last began
+        # The version of the weights and their fingerprint, when responses last began.
+        self._seen: tuple[object, object] | None = None
         self._copied: object = None  # the version of the weights that the copies are of
         self._made_for: tuple[th.device, th.dtype] | None = None
         self._products: list[Product] = []
@@ -83,6 +84,7 @@ class Decoder:
         """Drop what is remembered, and prepare for a rollout of so many steps."""
         self.clear()
         self._steps = steps
+        self._look_closely()
 
     def next_hidden(self, observation: Observation, scope: Scope) -> th.Tensor:
         """Return the hidden state at each row's last token, (n, hidden), without gradients.
@@ -192,11 +194,11 @@ class Decoder:
         return self.compiled and self._model.device.type == "cuda"
 
     def _look_closely(self) -> None:
-        """Drop what is remembered if any weight has changed, by whatever way."""
-        fingerprint = self._weights_version.fingerprint()
-        if fingerprint != self._fingerprint and self._fingerprint is not None:
+        """Drop what is remembered if weights have changed in a way that their version misses."""
+        seen = self._weights_version(), self._weights_version.fingerprint()
+        if self._seen is not None and seen[0] == self._seen[0] and seen[1] != self._seen[1]:
             self.clear()
-        self._fingerprint = fingerprint
+        self._seen = seen
 
     def _cache(self, rows: int, scope: Scope) -> PrefixCache:
         """Return the cache at hand, or a new one if it is of other rows or weights."""

@@ -108,12 +108,14 @@ def _remembered(name: str) -> PreTrainedTokenizerBase:
 
 
 def _load(name: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     if name == str(EMBEDDED_TOKENIZER):
+        from transformers import PreTrainedTokenizerFast
+
         return PreTrainedTokenizerFast(
             tokenizer_file=name, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN
         )
+    from transformers import AutoTokenizer  # which imports torch
+
     try:
         return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:

@@ -95,8 +95,8 @@ def test_only_adapter_and_value_head_are_trained(spec: str) -> None:
     )
     trained = {n for n, p in model.policy.named_parameters() if p.requires_grad}
     assert trained == set(adapter) | {"value_head.weight", "value_head.bias"}
-    group = model.policy.optimizer.param_groups[0]["params"]
-    assert {id(p) for p in group} == {
+    groups = model.policy.optimizer.param_groups
+    assert {id(p) for group in groups for p in group["params"]} == {
         id(p) for n, p in model.policy.named_parameters() if n in trained
     }
     model.learn(2 * ITERATION)

@@ -192,6 +192,7 @@ def test_everything_is_logged_under_its_name() -> None:
     model = make_agent(kl_coef=0.1, clip_range_vf=0.2).learn(2 * ITERATION, log_interval=1000)
     record_turns(model.turn_metrics, model.logger)
     assert {
+        *("rollout/well_formed",),
         *("rollout/response_length", "rollout/eos_rate", "reward/task", "reward/length_penalty"),
         *("kl/per_token", "kl/per_episode", "kl/coef"),
         *("train/first_ratio_error", "train/grad_norm", "train/approx_kl", "train/clip_fraction"),

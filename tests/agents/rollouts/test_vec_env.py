@@ -18,7 +18,7 @@ from textenvs.rewards import LengthPenalty
 NUM_ENVS = 3
 KWARGS: dict[str, dict[str, Any]] = {
     "TextGen-v0": {"max_new_tokens": 9},
-    "Dialogue-v0": {"max_new_tokens": 6, "max_prompt_tokens": 120},
+    "Dialogue-v0": {"max_new_tokens": 6, "max_prompt_tokens": 240},
     "TextClassification-v0": {"max_new_tokens": 3},
 }
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
