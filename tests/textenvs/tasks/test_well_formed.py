@@ -76,7 +76,6 @@ def test_a_changed_word_breaks_a_continuation() -> None:
         "was fresh and full of flavour, but we enjoyed every bite.",
         "was fresh and full of flavour, and we left hungry and angry.",
         "Was fresh and full of flavour, and we enjoyed every bite.",
-        "was fresh and full of flavour, and we enjoyed every bite. ",
         "was {fresh|warm} and full of flavour, and we enjoyed every bite.",
         "was fresh and full of flavour, and I would happily recommend sea.",
     ],
