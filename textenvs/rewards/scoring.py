@@ -160,7 +160,7 @@ def try_terms(task: Task, terms: Iterable[RewardTerm], example: Example) -> None
         ValueError: If a term fails; see `raw_scores`.
     """
     response = next(iter((*example.references, *(task.choices or ()), "")))
-    turns = (Turn("user", example.prompt), Turn("agent", response))
+    turns = (Turn("user", task.prompt(example)), Turn("agent", response))
     for term in terms:
         raw_scores(term, [Transcript(example, turns, response_tokens=1)])
 
