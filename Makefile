@@ -1,5 +1,6 @@
 # Everything runs in a virtual environment that the first target to need it creates.
-# Overridable: PYTHON (makes the environment), VENV (where it is), WORKERS (0: tests in one process).
+# Overridable: PYTHON (makes the environment), VENV (where it is), WORKERS (0: tests in one process),
+# DEMO (further options of the demo, such as --seed 1).
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= auto
@@ -24,7 +25,8 @@ help: ## Show this list
 install: $(INSTALLED) ## Create the virtual environment, or bring it up to date
 
 demo: $(INSTALLED) ## Train a small language model from nothing, in minutes
-	$(BIN)/textenvs train TextGen-v0
+	$(BIN)/textenvs train TextGen-v0 --warm-start 16 --warm-start-learning-rate 2e-3 --top-p 0.95 \
+	    --timesteps 65536 $(DEMO)
 
 test: lint ## Lint, then run the tests
 	$(THREADS)$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -p no:benchmark --durations=25

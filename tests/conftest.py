@@ -10,6 +10,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
@@ -26,6 +27,13 @@ TEXT = (
     "Review: It was far from great. A friend called it boring, but it was not.\nSentiment:",
     "positive negative Booking: Friday, 7 pm, 4 people, Thai.",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports have made out of garbage collection: a tenth of the time goes there."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(autouse=True)

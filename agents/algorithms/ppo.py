@@ -22,13 +22,14 @@ from agents.models.loading import ModelKind
 
 TEXT_DEFAULTS: dict[str, Any] = {
     "learning_rate": LinearSchedule(3e-4, 0.0, 1.0),
-    "n_steps": 128,
+    "n_steps": 64,
     "batch_size": 1024,
     "n_epochs": 4,
     "gamma": 1.0,
     "gae_lambda": 0.95,
     "max_grad_norm": 1.0,
     "vf_coef": 0.5,
+    "target_kl": 0.03,
 }
 
 
@@ -46,8 +47,9 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
     Args:
         policy: "TransformerPolicy", SB3's names, or a policy class.
         env: A Gymnasium environment, its id, an SB3 `VecEnv`, or a Gymnasium vector environment.
-        learning_rate: A number or a function of the remaining progress. Text: 3e-4, linear to 0.
-        n_steps: Tokens from each environment between updates. Text: 128.
+        learning_rate: A number or a function of the remaining progress. Text: linear to 0, from
+            3e-4, or 3e-5 for a pretrained model.
+        n_steps: Tokens from each environment between updates. Text: 64.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. Text: 1024.
         n_epochs: Passes over the rollout in an update. Text: 4.
         gamma: The discount. Text: 1.0.
@@ -63,7 +65,7 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
         rollout_buffer_class: None: `SequenceRolloutBuffer` for `TransformerPolicy`.
         rollout_buffer_kwargs: Its further arguments.
         target_kl: Stop an update's epochs when the approximate KL to the policy before the update
-            exceeds 1.5 times this. None: never.
+            exceeds 1.5 times this. Text: 0.03; `float("inf")`: never.
         stats_window_size: Over how many episodes statistics are averaged.
         tensorboard_log: A folder for TensorBoard, or None.
         policy_kwargs: The policy's arguments, e.g. `dict(model="gpt2", temperature=0.7)`.

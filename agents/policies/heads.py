@@ -42,6 +42,7 @@ class CriticMixin(ABC):
     value_backbone: Backbone | None
     value_head: ValueHead | None
     value_model_is_copy: bool
+    vocab_size: int
     vf_detach: bool = False
 
     @abstractmethod
@@ -56,7 +57,7 @@ class CriticMixin(ABC):
             critic: Whether there is a critic.
 
         Raises:
-            ValueError: If there is a model for a critic that is not there.
+            ValueError: If there is a model for no critic, or one that lacks tokens.
         """
         if value_model is not None and not critic:
             raise ValueError("A value_model is a critic's: leave it out, or critic=False.")
@@ -67,6 +68,12 @@ class CriticMixin(ABC):
         elif value_model is not None:
             self.value_backbone = self.make_backbone(value_model)
             self.value_backbone.merge_adapter()
+            own = self.value_backbone.num_logits
+            if own < self.vocab_size:
+                raise ValueError(
+                    "The critic reads whatever the actor says, but its model's vocabulary has only "
+                    f"{own} of {self.vocab_size} tokens: choose a value_model for this tokenizer."
+                )
         self.value_head = ValueHead(self.critic_backbone.hidden_size) if critic else None
 
     @property

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers.vector import NormalizeReward
+from gymnasium.wrappers.vector import NormalizeReward, RecordEpisodeStatistics
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
 
 from textenvs.envs.engine import TextEngine
@@ -18,6 +18,12 @@ from textenvs.envs.vector_env import TextVectorEnv
 
 # These can reset some of their slots at any time, even in next-step mode.
 RESET_ANY_TIME = (SyncVectorEnv, AsyncVectorEnv, TextVectorEnv)
+# What Gymnasium's wrappers know of slots, and forget of all of them when some are reset: always, or
+# around a "sync" or "async" environment.
+FORGETFUL: dict[type[Any], tuple[str, ...]] = {
+    NormalizeReward: ("accumulated_reward",),
+    RecordEpisodeStatistics: ("episode_returns", "episode_lengths", "episode_start_times"),
+}
 
 
 class GymnasiumVecEnv(VecEnv):
@@ -114,6 +120,9 @@ class GymnasiumVecEnv(VecEnv):
         for slot in np.flatnonzero(dones):
             if self._same_step:
                 last, info = split[slot].pop("final_obs"), split[slot].pop("final_info")
+                # RecordEpisodeStatistics puts an episode's end where the next one's beginning is.
+                if "episode" in split[slot]:
+                    info["episode"] = split[slot].pop("episode")
                 self.reset_infos[slot] = split[slot]
                 split[slot] = {**info, "terminal_observation": last}
             else:
@@ -128,12 +137,16 @@ class GymnasiumVecEnv(VecEnv):
 
     def _reset_some(self, slots: npt.NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
         """Reset the slots of a mask, (num_envs,)."""
-        # NormalizeReward forgets the returns of all slots in a partial reset, too.
-        wrappers = [layer for layer in _layers(self.env) if isinstance(layer, NormalizeReward)]
-        returns = [layer.accumulated_reward.copy() for layer in wrappers]
+        kept = [
+            (layer, name, getattr(layer, name).copy())
+            for layer in _layers(self.env)
+            for wrapper, names in FORGETFUL.items()
+            if isinstance(layer, wrapper)
+            for name in names
+        ]
         observations, infos = self.env.reset(options={"reset_mask": slots})
-        for layer, before in zip(wrappers, returns, strict=True):
-            layer.accumulated_reward[~slots] = before[~slots]
+        for layer, name, before in kept:
+            getattr(layer, name)[~slots] = before[~slots]
         return observations, infos
 
     def _step_native(self, env: TextVectorEnv) -> VecEnvStepReturn:

@@ -78,7 +78,7 @@ class RunOptions(DataOptions):
     """Episodes side by side."""
     episodes_per_slot: int | None = None
     """Whole episodes from each slot between updates, instead of n-steps tokens."""
-    n_steps: int = 128
+    n_steps: int = 64
     """Tokens from each episode slot between updates."""
     batch_size: int | None = None
     """Tokens to a minibatch. Default: the algorithm's; for ppo 1,024, or the whole rollout."""
@@ -109,7 +109,8 @@ class RunOptions(DataOptions):
     gamma: float | None = None
     """The discount of a token. Default: the algorithm's, 1."""
     target_kl: float | None = None
-    """End an update's epochs when the KL to the policy before it exceeds 1.5 times this."""
+    """End an update's epochs when the KL to the policy before exceeds 1.5 times this. inf: never.
+    Default: the algorithm's; for ppo 0.03."""
     gae_lambda: float = 0.95
     """Lambda of the advantage estimation."""
     gae_lambda_vf: float | None = None

@@ -107,16 +107,27 @@ class Critic:
             self.model if value_model is None else copy.deepcopy(value_model).double()
         )
         self.allowed, self.temperature = allowed, temperature
+        # What was read last, since most contexts are asked for both.
+        self._last: tuple[Any, list[int], bool, Any] = (None, [], False, None)
+
+    def read(self, model: Any, context: list[int]) -> Any:
+        """What a model makes of a whole context."""
+        last_model, last_context, gradients, output = self._last
+        same = last_model is model and last_context == context
+        if not same or gradients != th.is_grad_enabled():
+            output = model(th.tensor([context]), output_hidden_states=True)
+            self._last = (model, list(context), th.is_grad_enabled(), output)
+        return output
 
     def log_probs(self, context: list[int]) -> Any:
         """The log-probabilities of the allowed tokens."""
-        logits = self.model(th.tensor([context])).logits[0, -1]
+        logits = self.read(self.model, context).logits[0, -1]
         return (logits[self.allowed] / self.temperature).log_softmax(-1)
 
     def value(self, context: list[int]) -> Any:
         """The value of a context."""
         assert self.head is not None
-        output = self.value_model(th.tensor([context]), output_hidden_states=True)
+        output = self.read(self.value_model, context)
         return self.head(output.hidden_states[-1][0, -1])[0]
 
 

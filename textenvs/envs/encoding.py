@@ -16,7 +16,7 @@ from textenvs.data.sources import load_examples, splits_of
 from textenvs.envs.prompts import Side, check_cue, fit_prompts, render_prompts
 from textenvs.rewards import RewardTerm, check_example, check_references
 from textenvs.spaces import TokenSpace
-from textenvs.task import Example, Task
+from textenvs.task import Example, Task, Turn
 from textenvs.text.codec import TextCodec, TokenIds
 
 # How long a user's reply is taken to be where a dialogue's prompt budget is not given, in tokens.
@@ -74,14 +74,19 @@ class EncodedTask:
         one_length = {len(choice) for choice in self.choices} == {self.max_new_tokens}
         return allowed if one_length else allowed | {self.codec.eos_token_id}
 
-    def encode_response(self, text: str, before: str) -> TokenIds:
-        """Return the tokens with which an agent would say a text.
+    def encode_response(self, text: str, example: int, turns: Sequence[Turn]) -> TokenIds:
+        """Return the tokens with which an agent would say a text, as far as the budget goes.
 
         Args:
             text: The response.
-            before: What it follows. A choice is the same tokens whatever that is.
+            example: The index of the example that the conversation is about.
+            turns: The conversation so far.
         """
-        ids = self.codec.encode_response(text, before if self.choices is None else None)
+        before: str | None = None  # A choice is the same tokens whatever it follows.
+        if self.choices is None:
+            later = len(turns) > 1
+            before = self.task.format_reply(turns[-1].text) if later else self.texts[example]
+        ids = self.codec.encode_response(text, before)
         return ids[: self.max_new_tokens]
 
     @cached_property

@@ -20,11 +20,11 @@ from textenvs.envs.observations import Observation, Observations
 from textenvs.envs.prompts import first_turn
 from textenvs.envs.slots import Slots
 from textenvs.envs.state import check_fits
-from textenvs.envs.turns import check_ids, end_turn, rest_of_turn
+from textenvs.envs.turns import check_ids, end_turn, rests_of_turns
 from textenvs.registration import load_task
 from textenvs.rewards import resolve_observed, resolve_rewards, score_turns
 from textenvs.task import Example, Task, Turn
-from textenvs.text.codec import TextCodec, TokenIds
+from textenvs.text.codec import TextCodec, TokenIds, codec_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,10 +55,10 @@ class TextEngine:
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
         truncate_prompt: Which side of an example's text to cut off where its prompt is over the
             budget; what the task puts around it stays. None: raise an error.
-        reply_tokens: How long a user's reply is taken to be in tokens, where a conversation's
-            prompt budget is not given. None: 32.
-        stop: What ends a turn besides EOS and what the tokenizer's folder has in its
-            generation_config.json: texts, token ids, or a list of both.
+        reply_tokens: How many tokens a user's reply is taken to have where a conversation's prompt
+            budget is not given. None: 32.
+        stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
+            in the tokenizer's folder has.
 
     Attributes:
         task, split, examples: What is played.
@@ -93,7 +93,7 @@ class TextEngine:
     ) -> None:
         source = {"dataset": dataset, "fields": fields, "split": split}
         self.task = prepare_task(load_task(task), **source, choices=choices, template=template)
-        self.codec = _codec(tokenizer, stop)
+        self.codec = codec_of(tokenizer, stop)
         self.terms = resolve_rewards(reward, self.task)
         self.observed = resolve_observed(observe, self.task, self.terms)
         self._encoded = encode_task(
@@ -119,16 +119,15 @@ class TextEngine:
 
     def with_slots(self, num_envs: int) -> TextEngine:
         """Return another engine of the same task, data, tokenizer, reward and budgets."""
-        other = copy.copy(self)
-        other._slots = Slots(num_envs, self.observation_space, self.pad_token_id)
-        other.deferred_scorer = None
-        return other
+        return self._on(Slots(num_envs, self.observation_space, self.pad_token_id))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextEngine:
-        # What a copy may change are its slots alone. Tasks and rewards are shared: a model or a
-        # lock in them cannot be copied, or should not be.
+        # Tasks and rewards are shared: a model or a lock in them cannot be copied, or should not.
+        return self._on(copy.deepcopy(self._slots, memo))
+
+    def _on(self, slots: Slots) -> TextEngine:
         other = copy.copy(self)
-        other._slots = copy.deepcopy(self._slots, memo)
+        other._slots = slots
         other.deferred_scorer = None
         return other
 
@@ -186,12 +185,7 @@ class TextEngine:
 
         EOS is included unless the budget ends first.
         """
-        said = self.turns[slot]
-        if len(said) > 1:
-            before = self.task.format_reply(said[-1].text)
-        else:
-            before = self._encoded.texts[self._slots.examples[slot]]
-        return self._encoded.encode_response(text, before)
+        return self._encoded.encode_response(text, self._slots.examples[slot], self.turns[slot])
 
     def reset(self, slot: int, rng: np.random.Generator, example: int | None = None) -> None:
         """Start an episode in a slot, on a random example or on the one with this index.
@@ -265,15 +259,7 @@ class TextEngine:
             ValueError: If a response is not exactly the rest of a turn. No slot is then changed.
         """
         chosen = [int(slot) for slot in slots]
-        if len(set(chosen)) < len(chosen) or len(chosen) != len(responses):
-            raise ValueError(
-                "respond expects one response for each of its slots, each of them once, but got "
-                f"{len(responses)} responses for the slots {chosen}."
-            )
-        rests = [
-            rest_of_turn(self._encoded, self._slots, slot, response)
-            for slot, response in zip(chosen, responses, strict=True)
-        ]
+        rests = rests_of_turns(self._encoded, self._slots, chosen, responses)
         for slot, tokens in zip(chosen, rests, strict=True):
             self._slots.extend(slot, tokens)
         return self._end_turns(chosen, rngs)
@@ -317,26 +303,3 @@ class TextEngine:
     def made_of(self) -> dict[str, Any]:
         """What a state is only of use with."""
         return {"num_envs": self.num_envs, **self._encoded.made_of}
-
-
-def _codec(
-    tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None,
-    stop: str | int | Sequence[str | int] | None,
-) -> TextCodec:
-    """Return the codec of a tokenizer whose turns end with these texts and tokens, too."""
-    if isinstance(tokenizer, TextCodec):
-        if stop is not None:
-            raise ValueError(
-                "A TextCodec says by itself what ends a turn: give it stop_token_ids and "
-                f"stop_strings, and leave stop={stop!r} out."
-            )
-        return tokenizer
-    stops = [] if stop is None else [stop] if isinstance(stop, (str, int)) else list(stop)
-    wrong = [s for s in stops if isinstance(s, bool) or not isinstance(s, (str, int, np.integer))]
-    if wrong:
-        raise TypeError(f"stop must be texts and token ids, but it has {wrong[0]!r}.")
-    return TextCodec(
-        tokenizer,
-        stop_token_ids=[int(token) for token in stops if not isinstance(token, str)],
-        stop_strings=[text for text in stops if isinstance(text, str)],
-    )

@@ -66,10 +66,10 @@ class TextEnv(gym.Env[Observation, np.int64]):
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
         truncate_prompt: Which side of an example's text to cut off where its prompt is over the
             budget; what the task puts around it stays. None: raise an error.
-        reply_tokens: How long a user's reply is taken to be in tokens, where a conversation's
-            prompt budget is not given. None: 32.
-        stop: What ends a turn besides EOS and what the tokenizer's folder has in its
-            generation_config.json: texts, token ids, or a list of both.
+        reply_tokens: How many tokens a user's reply is taken to have where a conversation's prompt
+            budget is not given. None: 32.
+        stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
+            in the tokenizer's folder has.
         render_mode: "ansi" (text), "human" (written to the terminal as it goes), or None.
     """
 

@@ -34,7 +34,27 @@ def check_ids(tokens: TokenIds, codec: TextCodec) -> None:
         )
 
 
-def rest_of_turn(
+def rests_of_turns(
+    encoded: EncodedTask,
+    slots: Slots,
+    chosen: Sequence[int],
+    responses: Sequence[Sequence[int] | TokenIds],
+) -> list[TokenIds]:
+    """Return the responses of some slots as arrays, if each is the rest of a turn.
+
+    Raises:
+        ValueError: If one is not, or there is not one for each slot, or a slot comes twice.
+    """
+    if len(set(chosen)) < len(chosen) or len(chosen) != len(responses):
+        raise ValueError(
+            "respond expects one response for each of its slots, each of them once, but got "
+            f"{len(responses)} responses for the slots {list(chosen)}."
+        )
+    pairs = zip(chosen, responses, strict=True)
+    return [_rest_of_turn(encoded, slots, slot, response) for slot, response in pairs]
+
+
+def _rest_of_turn(
     encoded: EncodedTask, slots: Slots, slot: int, response: Sequence[int] | TokenIds
 ) -> TokenIds:
     """Return a response as an array, if it ends a slot's turn and does not go beyond it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textenvs.envs.arguments import check_arguments, check_options
+from textenvs.envs.arguments import check_arguments, check_options, check_reset_mask
 from textenvs.envs.engine import Info, TextEngine
 from textenvs.envs.env import TextEnv
 from textenvs.envs.observations import Observation, Observations
@@ -50,10 +50,10 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         max_new_tokens: The response budget of a turn, EOS included. None: the task's.
         truncate_prompt: Which side of an example's text to cut off where its prompt is over the
             budget; what the task puts around it stays. None: raise an error.
-        reply_tokens: How long a user's reply is taken to be in tokens, where a conversation's
-            prompt budget is not given. None: 32.
-        stop: What ends a turn besides EOS and what the tokenizer's folder has in its
-            generation_config.json: texts, token ids, or a list of both.
+        reply_tokens: How many tokens a user's reply is taken to have where a conversation's prompt
+            budget is not given. None: 32.
+        stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
+            in the tokenizer's folder has.
         render_mode: "ansi" or None.
         max_episode_steps: Truncate an episode after so many tokens. None: never.
         autoreset_mode: When a slot starts its next episode, as in Gymnasium.
@@ -157,7 +157,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         """
         options = options or {}
         check_options(options, ("example", "reset_mask"))
-        mask = self._reset_mask(options.get("reset_mask"))
+        mask = check_reset_mask(options.get("reset_mask"), self.num_envs)
         self._generators.seed(seed, mask)
         example = options.get("example")
         examples = [None] if example is None else np.atleast_1d(np.asarray(example)).tolist()
@@ -233,8 +233,7 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         rewards, terminated, ended = self.engine.step(actions, self._generators.rngs, stepped)
         self._elapsed[stepped] += 1
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        for slot, info in ended:
-            truncated[slot] = info["transcript"].truncated
+        truncated[[slot for slot, info in ended if info["transcript"].truncated]] = True
         terminated &= ~truncated
         if self.max_episode_steps is not None:
             truncated[stepped] |= self._elapsed[stepped] >= self.max_episode_steps
@@ -303,14 +302,3 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         self._elapsed[slot] = 0
         self._over[slot] = False
         self._infos.pop(slot, None)
-
-    def _reset_mask(self, mask: Any) -> Mask:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        mask = np.asarray(mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise ValueError(
-                f"options['reset_mask'] must be a boolean array of shape ({self.num_envs},) with "
-                f"at least one True, but it has dtype {mask.dtype}, shape {mask.shape}."
-            )
-        return cast("Mask", mask)

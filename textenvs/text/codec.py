@@ -226,6 +226,34 @@ class TextCodec:
         return tokens
 
 
+def codec_of(
+    tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None,
+    stop: str | int | Sequence[str | int] | None,
+) -> TextCodec:
+    """Return the codec of a tokenizer whose turns end with these texts and tokens, too.
+
+    Raises:
+        ValueError: If it is a codec already, and there are texts or tokens.
+        TypeError: If they are something else.
+    """
+    if isinstance(tokenizer, TextCodec):
+        if stop is not None:
+            raise ValueError(
+                "A TextCodec says by itself what ends a turn: give it stop_token_ids and "
+                f"stop_strings, and leave stop={stop!r} out."
+            )
+        return tokenizer
+    stops = [] if stop is None else [stop] if isinstance(stop, (str, int)) else list(stop)
+    wrong = [s for s in stops if isinstance(s, bool) or not isinstance(s, (str, int, np.integer))]
+    if wrong:
+        raise TypeError(f"stop must be texts and token ids, but it has {wrong[0]!r}.")
+    return TextCodec(
+        tokenizer,
+        stop_token_ids=[int(token) for token in stops if not isinstance(token, str)],
+        stop_strings=[text for text in stops if isinstance(text, str)],
+    )
+
+
 @lru_cache(maxsize=8)
 def _vocabulary_size(tokenizer: PreTrainedTokenizerBase, key: str) -> int:
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))

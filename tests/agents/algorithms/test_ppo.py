@@ -215,7 +215,7 @@ def test_arguments_and_defaults_are_sb3s() -> None:
 def test_defaults_for_text() -> None:
     model = PPO("TransformerPolicy", make_envs(), policy_kwargs={"model": gpt2()}, device="cpu")
     assert (model.gamma, model.gae_lambda, model.vf_coef, model.ent_coef) == (1.0, 0.95, 0.5, 0.0)
-    assert (model.n_steps, model.batch_size, model.n_epochs) == (128, 1024, 4)
+    assert (model.n_steps, model.batch_size, model.n_epochs, model.target_kl) == (64, 1024, 4, 0.03)
     assert model.max_grad_norm == 1.0 and model.kl_coef == 0.0 and model.reference is None
     assert [model.lr_schedule(p) for p in (1.0, 0.5, 0.0)] == pytest.approx([3e-4, 1.5e-4, 0])
     assert isinstance(model.rollout_buffer, SequenceRolloutBuffer)

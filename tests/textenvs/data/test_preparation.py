@@ -123,7 +123,7 @@ def test_a_wrong_label_is_named_by_file_and_row(tmp_path: Path) -> None:
         (["negative", "positive"], "maybe", r"given by choices="),
         ([0, 1], 7, "whole number from 0 to 1"),
         (STARS, "supreb", r"Did you mean 'superb'\?"),
-        (STARS, "", "given by choices="),
+        (STARS, "", r"the label \('label'\) is missing"),
     ):
         data = rows(labels, 400)
         data[120]["label"] = wrong
@@ -132,8 +132,9 @@ def test_a_wrong_label_is_named_by_file_and_row(tmp_path: Path) -> None:
             writer = csv.DictWriter(file, ("text", "label"))
             writer.writeheader()
             writer.writerows(data)
-        with pytest.raises(ValueError, match=rf"reviews\.csv, row 122: .*{str(wrong)!r}.*{hint}"):
+        with pytest.raises(ValueError, match=rf"reviews\.csv, row 122: .*{hint}") as error:
             gym.make("TextClassification-v0", dataset=str(path))
+        assert f"is {str(wrong)!r}. " in str(error.value) or wrong == ""  # which is missing
     with pytest.raises(ValueError, match=r"row 1: .*'awful'"):
         gym.make("TextClassification-v0", dataset=rows(STARS), choices=("x", "y"))
     with pytest.raises(ValueError, match=r"row 1: .*is 0\.5"):

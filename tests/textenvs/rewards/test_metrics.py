@@ -231,3 +231,9 @@ def test_nothing_is_nothing(
 ) -> None:
     """An empty reference is met by an empty response; white space around texts does not count."""
     assert metric([make_transcript(response, references)]) == [expected]
+
+
+def test_marks_stay_with_their_characters() -> None:
+    assert words("กิน ข้าว") == ["กิ", "น", "ข้", "า", "ว"]
+    assert words("हिन्दी मैं") == ["हिन्दी", "मैं"]
+    assert words("ABC好x 2") == ["abc", "好", "x", "2"]
