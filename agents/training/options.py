@@ -94,12 +94,20 @@ class RunOptions(DataOptions):
     """How the KL of a token is estimated."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the KL counts."""
+    ref_model: str | None = None
+    """Whom the KL is to: a folder or hub id. Default: the model as it is after the warm start."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     clip_range: float = 0.2
     """Of the ratio."""
+    clip_range_vf: float | None = None
+    """Of the value. Default: none."""
+    max_grad_norm: float | None = None
+    """What gradients are clipped to. Default: the algorithm's."""
+    gamma: float | None = None
+    """The discount of a token. Default: the algorithm's, 1."""
     target_kl: float | None = None
     """End an update's epochs when the KL to the policy before exceeds 1.5 times this. inf: never.
     Default: the algorithm's; for ppo 0.03."""
@@ -123,6 +131,8 @@ class RunOptions(DataOptions):
     """Sample from so many of the most likely tokens. 0: all."""
     top_p: float = 1.0
     """Sample from the most likely tokens that have this probability together."""
+    constraint: str | None = None
+    """What may be said next: package.module:Name of a TokenConstraint."""
     whiten_rewards: bool = False
     """Divide each rollout's rewards by their standard deviation."""
     whole_episodes: bool = False
