@@ -32,6 +32,7 @@ class KnowsTexts(SavedExactly):
     Attributes:
         tokenizer_archive: The tokenizer that the agent was saved with; see `tokenizers.to_bytes`.
         codec_options: The arguments of its `TextCodec`.
+        facts: What a model card says of the training; the policy's own.
     """
 
     ref_model: str | None
@@ -40,6 +41,7 @@ class KnowsTexts(SavedExactly):
         super()._start_state()
         self.tokenizer_archive: bytes | None = None
         self.codec_options: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
 
     def take_in_tokenizer(self, policy: TransformerPolicy) -> None:
         """Give the policy the environment's tokenizer, or else the one that was saved.
@@ -47,6 +49,7 @@ class KnowsTexts(SavedExactly):
         Raises:
             ValueError: If the model was trained with another one, or lacks what is in the prompts.
         """
+        policy.facts = self.facts
         found = None if self.env is None else _tokenizer_of(self.env)
         saved = self.tokenizer_archive
         if found is None:
@@ -106,8 +109,9 @@ class KnowsTexts(SavedExactly):
         tokens and constraint, with torch's default generator.
 
         Args:
-            texts: A prompt, or several, as an environment's agent reads them. Of those that are
-                too long the beginning is cut off, with a warning.
+            texts: A prompt, or several, as an environment's agent reads them; they are text
+                alone, also where something is written like a special token (see `TextCodec`). Of
+                those that are too long the beginning is cut off, with a warning.
             max_new_tokens: How many tokens a response may have, EOS included. None: as many as in
                 the agent's environments.
             deterministic: Whether to take the most likely token each time.

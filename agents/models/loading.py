@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from agents.models.lora import adapter_folder
+
 ModelSpec = str | Path | PretrainedConfig
 # What is trained: weights that were drawn at random, somebody's, or an adapter beside them.
 ModelKind = Literal["new", "pretrained", "adapter"]
@@ -44,9 +46,10 @@ def tiny_config(vocab_size: int, max_positions: int) -> LlamaConfig:
 
 def model_kind(model: Any, peft_config: Any = None) -> ModelKind:
     """Return what is trained of a model, as `TransformerPolicy` takes both arguments."""
-    if peft_config is not None:
+    named = isinstance(model, (str, Path)) and model != "tiny"
+    if peft_config is not None or (named and adapter_folder(model) is not None):
         return "adapter"
-    return "pretrained" if isinstance(model, (str, Path)) and model != "tiny" else "new"
+    return "pretrained" if named else "new"
 
 
 def load_model(model: ModelSpec) -> PreTrainedModel:

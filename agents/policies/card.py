@@ -40,7 +40,8 @@ output = model.generate(
     top_k={top_k},
     top_p={top_p},
     max_new_tokens={new_tokens},
-    pad_token_id=tokenizer.eos_token_id,
+    eos_token_id={stops},
+    pad_token_id={pad},
 )
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
@@ -69,7 +70,7 @@ def model_card(policy: BackbonePolicy, folder: Path, results: Mapping[str, Any])
     facts.update({"sampling": ", ".join(f"{k} {v:g}" for k, v in vars(policy.sampling).items())})
     if base is not None:
         facts["adapter"] = f"LoRA of `{base}`, which is loaded with it (needs the package peft)"
-    task = facts.get("task")
+    task, space = facts.get("task"), policy.action_space
     own_tokenizer = any(folder.glob("tokenizer*"))
     return CARD.format(
         library="transformers" if base is None else "peft",
@@ -80,6 +81,8 @@ def model_card(policy: BackbonePolicy, folder: Path, results: Mapping[str, Any])
         note=_note(policy),
         tokenizer="" if own_tokenizer else "  # none was saved: give the name of the model's own",
         prompt=prompt,
+        stops=list(getattr(space, "stop_token_ids", ())) or None,
+        pad=getattr(space, "pad_token_id", None),
         temperature=policy.sampling.temperature,
         top_k=policy.sampling.top_k,
         top_p=policy.sampling.top_p,

@@ -31,7 +31,8 @@ def generate(
     Args:
         policy: The policy.
         codec: What makes tokens of text and text of tokens.
-        texts: The prompts. Of those that are too long the beginning is cut off, with a warning.
+        texts: The prompts, which are text alone, as users' texts are. Of those that are too long
+            the beginning is cut off, with a warning.
         max_new_tokens: How many tokens a response may have, EOS included. None: as many as in the
             policy's environments.
         deterministic: Whether to take the most likely token each time.
@@ -89,7 +90,7 @@ def _respond(
         for row in live:
             said[row].append(int(tokens[row]))
         # A row that is over stays what it was: behind its end nothing may be allowed.
-        live = live[~codec.is_stop(tokens[live])]
+        live = np.array([row for row in live if not codec.has_stopped(np.array(said[row]))], int)
         if not len(live):
             break
         observation["response"][live, step] = tokens[live]
@@ -99,7 +100,7 @@ def _respond(
 
 def _fitting(codec: TextCodec, texts: Sequence[str], longest: float) -> list[TokenIds]:
     """Return prompts as tokens, none of more than `longest`; a special token in front is kept."""
-    prompts = list(codec.encode_prompts(texts))
+    prompts = [codec.encode_prompt(codec.as_text(text)) for text in texts]
     long = [i for i, prompt in enumerate(prompts) if len(prompt) > longest]
     if long:
         warnings.warn(

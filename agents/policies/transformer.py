@@ -129,7 +129,7 @@ class TransformerPolicy(SavedPolicy):
         self.sources = [source for source in self.sources if source not in ("tiny", "copy")]
         self.vocab_size = int(cast(spaces.Discrete, action_space).n)
         # Whether the first weights were somebody's work, and not drawn at random.
-        self.pretrained = model_kind(model) == "pretrained"
+        self.pretrained = model_kind(model) != "new"
         if value_model is not None and peft_config is not None:
             raise ValueError(
                 "With peft_config the critic shares the actor's trunk: leave value_model out."

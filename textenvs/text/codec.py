@@ -70,6 +70,7 @@ class TextCodec:
         self._pieces = PieceEncoder(self.tokenizer)
         self.convention = convention
         self.separator = separator
+        self.split_special_tokens = split_special_tokens
         self.vocabulary_size = _vocabulary_size(self.tokenizer, fingerprint(self.tokenizer))
         self.eos_token_id = int(cast("int", self.tokenizer.eos_token_id))
         pad = self.tokenizer.pad_token_id

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from agents import PPO, warm_start
 from agents.decoding import decoder as decoding
 from agents.decoding.prepacked import CastProduct
+from agents.models.loading import model_kind
 from agents.rollouts.sequences import split_by_size
 from tests.agents.agents import (
     ITERATION,
@@ -309,6 +310,7 @@ def test_an_adapter_is_saved_as_one_and_trained_on(base: str, tmp_path: Path) ->
     assert th.equal(logits_of(AutoModelForCausalLM.from_pretrained(folders[0])), said)
     # An adapter as a model: trained on, and the KL is to what it was.
     again = make_agent(policy={"model": str(folders[0])}, kl_coef=0.1, learning_rate=1e-2)
+    assert model_kind(str(folders[0])) == "adapter"  # whose rate it learns by
     assert again.policy.pretrained and again.policy.backbone.adapter.base == base
     assert th.equal(logits_of(again.policy.backbone.model), said)
     trained = {n for n, p in again.policy.named_parameters() if p.requires_grad}

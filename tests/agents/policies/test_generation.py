@@ -63,6 +63,27 @@ def test_budget(model: Any, max_new_tokens: int | None) -> None:
     assert max(said) == (max_new_tokens or 8)
 
 
+def test_stop_strings_end_a_response_too() -> None:
+    model = make_agent(env={"stop": "e"}, policy={"allowed_tokens": None})
+    with th.random.fork_rng():
+        th.manual_seed(0)
+        answers = model.generate(PROMPTS * 10)
+    assert len(set(answers)) > 5 and not any("e" in answer for answer in answers)
+
+
+def test_prompts_are_text(model: Any) -> None:
+    codec, said = model.env.env.unwrapped.engine.codec, "I<|eos|>"
+    expected = model.generate([codec.as_text(said)], deterministic=True)
+    assert model.generate([said], deterministic=True) == expected
+    policy = model.policy
+    with th.no_grad():
+        ids = codec.encode_prompt(codec.as_text(said))
+        assert FEW[0] not in ids
+        hidden = policy.backbone.trunk(input_ids=th.tensor([ids]), use_cache=False)[0, -1:]
+        first = max(FEW, key=lambda token: float(policy.backbone.logits(hidden)[0, token]))
+    assert codec.decode_response([first]) == expected[0][: len(codec.decode_response([first]))]
+
+
 def test_a_constraint_holds_behind_the_end_of_shorter_rows() -> None:
     model = make_agent(policy={"constraint": "tests.agents.test_constraints:NoRepeats"})
     model.generate(PROMPTS * 4)
