@@ -26,7 +26,7 @@ install: $(INSTALLED) ## Create the virtual environment, or bring it up to date
 
 demo: $(INSTALLED) ## Train a small language model from nothing, in minutes
 	$(BIN)/textenvs train TextGen-v0 --warm-start 16 --warm-start-learning-rate 2e-3 --top-p 0.95 \
-	    --timesteps 65536 $(DEMO)
+	    --timesteps 49152 $(DEMO)
 
 test: lint ## Lint, then run the tests
 	$(THREADS)$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -p no:benchmark --durations=25

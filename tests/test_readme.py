@@ -39,7 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_three_lines_and_the_training_example_run(project: Path) -> None:
-    shorter = {"65_536": "256", "passes=16": "passes=1"}
+    shorter = {"49_152": "256", "passes=16": "passes=1"}
     shorter["num_envs=64"] = "num_envs=4, max_new_tokens=8, split='train[:2%]'"
     shorter["num_envs=16"] = "num_envs=4, split='train[:2%]'"
     names: dict[str, object] = {}
