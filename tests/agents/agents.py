@@ -22,8 +22,13 @@ NUM_ENVS, N_STEPS = 4, 24
 ITERATION = NUM_ENVS * N_STEPS
 # Gradients far from 0 everywhere, and a step that is the gradient itself.
 PLAIN_STEPS: dict[str, Any] = {"optimizer_class": th.optim.SGD}
-# Gradients alone: no step is taken, and none is scaled.
-STILL: dict[str, Any] = {"learning_rate": 0.0, "max_grad_norm": 1e9, "n_epochs": 1}
+# Gradients alone: no step is taken, none is scaled, and no epoch is cut short.
+STILL: dict[str, Any] = {
+    "learning_rate": 0.0,
+    "max_grad_norm": 1e9,
+    "n_epochs": 1,
+    "target_kl": 1e9,
+}
 
 
 # Episodes of one turn and of up to three, all of them short enough to end within a rollout.
