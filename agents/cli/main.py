@@ -28,7 +28,8 @@ def parse(arguments: list[str] | None, saved: Train | None = None) -> Train | Ev
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[List, tyro.conf.subcommand("list")],
         prog="textenvs",
-        description="Text tasks as Gymnasium environments, and agents that train on them.",
+        description="Text tasks as Gymnasium environments, and agents that train on them. "
+        "--version says which version this is.",
         args=arguments,
     )
 

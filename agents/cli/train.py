@@ -72,9 +72,8 @@ def train(options: Train, console: Console) -> None:
             if parallel.is_main() and not (run.folder / CURVE).is_file():
                 plot_learning_curve(run)  # It was killed just before.
             return
-    lines = LiveLines(
-        partial(console.print, highlight=False), run.spec.timesteps, run.spec.own_reward
-    )
+    write = partial(console.print, highlight=False, soft_wrap=True)
+    lines = LiveLines(write, run.spec.timesteps, run.spec.own_reward)
 
     def show(row: dict[str, Any]) -> None:
         if options.verbose:
