@@ -38,6 +38,7 @@ def test_old_run_folders_are_read() -> None:
         dataset="d.jsonl",
         fields=("prompt=q",),
         reward=("0.5*bleu", "task"),
+        n_steps=128,
         batch_size=1024,
         learning_rate=3e-4,
         seed=3,
