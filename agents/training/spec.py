@@ -5,6 +5,7 @@ An option reaches the algorithm, or its policy, by having the name of an argumen
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -194,7 +195,9 @@ class RunSpec(RunOptions):
             value: Any = config.get(name)
             if value not in (None, "tiny", "copy") and os.path.exists(value):
                 config[name] = os.path.abspath(value)
-        return config
+        # JSON has no such number: "inf".
+        endless = (k for k, v in config.items() if isinstance(v, float) and math.isinf(v))
+        return {**config, **{name: str(config[name]) for name in endless}}
 
     @classmethod
     def from_config(cls: type[Spec], config: Mapping[str, Any]) -> Spec:
@@ -204,7 +207,9 @@ class RunSpec(RunOptions):
             for field in fields(cls)
             for value in [config.get(field.name, field.default)]
         }
-        return cls(**values)
+        endless = {field.name for field in fields(cls) if "float" in str(field.type)}
+        endless &= {name for name, value in values.items() if value in ("inf", "-inf")}
+        return cls(**{**values, **{name: float(values[name]) for name in endless}})
 
     def check_resumes(self, saved: RunSpec, folder: object) -> None:
         """Refuse what is not the specification of the run that is to go on.

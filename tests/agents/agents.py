@@ -22,13 +22,8 @@ NUM_ENVS, N_STEPS = 4, 24
 ITERATION = NUM_ENVS * N_STEPS
 # Gradients far from 0 everywhere, and a step that is the gradient itself.
 PLAIN_STEPS: dict[str, Any] = {"optimizer_class": th.optim.SGD}
-# Gradients alone: no step is taken, none is scaled, and no epoch is cut short.
-STILL: dict[str, Any] = {
-    "learning_rate": 0.0,
-    "max_grad_norm": 1e9,
-    "n_epochs": 1,
-    "target_kl": 1e9,
-}
+# Gradients alone: no step is taken, and none is scaled.
+STILL: dict[str, Any] = {"learning_rate": 0.0, "max_grad_norm": 1e9, "n_epochs": 1}
 
 
 # Episodes of one turn and of up to three, all of them short enough to end within a rollout.
@@ -47,7 +42,8 @@ def make_agent(
     What its class has no argument for is left out.
     """
     budgets = {"num_envs": NUM_ENVS, "max_new_tokens": 8, "reward": ["task", "length_penalty"]}
-    settings = {"n_steps": N_STEPS, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    # Steps here are large: without a limit, no epoch is cut short.
+    settings = {"n_steps": N_STEPS, "n_epochs": 2, "seed": 0, "device": "cpu", "target_kl": 1e9}
     settings["batch_size"] = min(32, NUM_ENVS * kwargs.get("n_steps", N_STEPS))
     settings = {**settings, "learning_rate": 3e-3, **kwargs}
     known = inspect.signature(cls).parameters

@@ -73,7 +73,7 @@ def agent(case: str, **kwargs: Any) -> PPO:
         "TransformerPolicy",
         make(),
         policy_kwargs={"model": llama()},
-        **{"learning_rate": 1e-3, "n_epochs": 2, **settings, **kwargs},
+        **{"learning_rate": 1e-3, "n_epochs": 2, "target_kl": 1e9, **settings, **kwargs},
         n_steps=STEPS,
         batch_size=32,
         seed=3,

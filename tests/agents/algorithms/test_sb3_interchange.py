@@ -267,7 +267,7 @@ def text_env() -> Any:
 
 def agent(env: Any = None, cls: Any = PPO, **kwargs: Any) -> Any:
     settings = {"n_steps": N_STEPS, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
-    settings["learning_rate"] = 3e-3
+    settings |= {"learning_rate": 3e-3, "target_kl": 1e9}
     return cls(
         "TransformerPolicy",
         text_envs() if env is None else env,
@@ -764,6 +764,6 @@ def test_tokens_are_no_numbers_to_normalize_or_stack() -> None:
 
 
 def test_target_kl_ends_the_epochs_of_an_update() -> None:
-    for target_kl, expected in ((None, 8), (1e9, 8), (1e-9, 2)):
+    for target_kl, expected in ((float("inf"), 8), (1e9, 8), (1e-9, 2)):
         model = agent(target_kl=target_kl, n_epochs=4, learning_rate=1e-2).learn(2 * ITERATION)
         assert model._n_updates == expected

@@ -32,9 +32,11 @@ SPEC = RunSpec(
     device="cpu",
     checkpoint_freq=256,
     kl_target=3,
+    target_kl=float("inf"),
     eval_freq=256,
 )
 OFTEN = [*QUICK, "--checkpoint-freq", "256", "--kl-target", "3", "--eval-freq", "256"]
+OFTEN += ["--target-kl", "inf"]
 
 
 def log(folder: Path) -> list[dict[str, str]]:

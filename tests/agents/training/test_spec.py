@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from agents import PPO, RunSpec
 from agents.cli.train import Train
+from agents.files import as_json
 from agents.training.registry import ALGORITHMS, algorithm_options, policy_options
 
 # What `textenvs train` had written into config.json before there was a RunSpec.
@@ -53,7 +54,10 @@ def test_old_run_folders_are_read() -> None:
 
 def test_config_is_read_back() -> None:
     spec = RunSpec("TextGen-v0", reward=("bleu",), kl_target=3.0, lora_rank=2, kl_in="loss")
-    assert RunSpec.from_config(json.loads(json.dumps(spec.to_config()))) == spec
+    endless = RunSpec("TextGen-v0", target_kl=float("inf"))
+    for given in (spec, endless):
+        written = json.dumps(as_json(given.to_config()), allow_nan=False)
+        assert RunSpec.from_config(json.loads(written)) == given
 
 
 @pytest.mark.parametrize(
