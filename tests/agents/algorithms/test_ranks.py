@@ -486,7 +486,7 @@ def command_line(stop_after: int, *arguments: str) -> int | str | None:
 
     def train_or_stop(self: PPO) -> None:
         original(self)
-        if self._n_updates == stop_after * self.n_epochs:
+        if self.rollouts_learned == stop_after:
             raise SystemExit("stopped")
 
     PPO.train = train_or_stop  # type: ignore[method-assign]
