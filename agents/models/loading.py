@@ -197,20 +197,30 @@ def rows_of(model: PreTrainedModel) -> int:
     return min(int(cast("Any", layer).weight.shape[0]) for layer in layers)
 
 
-def check_device(device: th.device | str) -> None:
-    """Refuse a device that is not there; stable-baselines3 takes the CPU instead, silently.
+def check_device(device: th.device | str, name: str = "device") -> None:
+    """Refuse a device that is not there; SB3 takes the CPU instead and says nothing.
+
+    Args:
+        device: "auto", or what `torch.device` takes.
+        name: What a message calls it.
 
     Raises:
-        ValueError: If there is no such device.
+        ValueError: If there is no such device, or no such kind of device.
     """
-    wanted = th.device("cpu" if device == "auto" else device)
-    accelerator = th.accelerator.current_accelerator()
-    count = th.accelerator.device_count() if accelerator is not None else 0
-    there = accelerator is not None and accelerator.type == wanted.type
-    if wanted.type in ("cpu", "meta") or (there and (wanted.index or 0) < count):
+    try:
+        wanted = th.device("cpu" if device == "auto" else device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} must be auto, cpu, cuda, ..., but it is {str(device)!r}."
+        ) from error
+    if wanted.type == "cpu":
         return
-    found = f"{count} of type {accelerator}" if accelerator is not None else "none"
-    raise ValueError(
-        f"device={str(device)!r} is not there: torch sees {found} besides the CPU. Expected one of "
-        "those, 'cpu', or 'auto', which takes what there is."
-    )
+    kind = th.accelerator.current_accelerator() if th.accelerator.is_available() else None
+    there = th.accelerator.device_count() if kind is not None and kind.type == wanted.type else 0
+    if (wanted.index or 0) >= there:
+        have = ["auto", "cpu"] if kind is None else ["auto", "cpu", kind.type]
+        count = f" ({there} of its kind are there)" if there else ""
+        raise ValueError(
+            f"{name} is {str(device)!r}, but torch sees no such device here{count}: choose one of "
+            f"{', '.join(have)}, or install a build of torch that has it."
+        )

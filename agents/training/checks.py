@@ -4,39 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch as th
-
 from agents import parallel
 from agents.rng import preserved_rng_state
 from agents.rollouts.vec_env import engine_of
 from textenvs.envs.playing import ScriptedAgent, play
-
-
-def check_device(device: str, name: str = "device") -> None:
-    """Refuse a device that is not there; SB3 takes the CPU instead and says nothing.
-
-    Args:
-        device: "auto", or what `torch.device` takes.
-        name: What a message calls it.
-
-    Raises:
-        ValueError: If there is no such device, or no such kind of device.
-    """
-    try:
-        wanted = th.device("cpu" if device == "auto" else device)
-    except RuntimeError as error:
-        raise ValueError(f"{name} must be auto, cpu, cuda, ..., but it is {device!r}.") from error
-    if wanted.type == "cpu":
-        return
-    kind = th.accelerator.current_accelerator() if th.accelerator.is_available() else None
-    there = th.accelerator.device_count() if kind is not None and kind.type == wanted.type else 0
-    if (wanted.index or 0) >= there:
-        have = ["auto", "cpu"] if kind is None else ["auto", "cpu", kind.type]
-        count = f" ({there} of its kind are there)" if there else ""
-        raise ValueError(
-            f"{name} is {device!r}, but torch sees no such device here{count}: choose one of "
-            f"{', '.join(have)}, or install a build of torch that has it."
-        )
 
 
 def check_rewards(*envs: Any) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.utils import get_device
 
+from agents.models.loading import check_device
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.vec_env import engine_of
-from agents.training.checks import check_device
 from agents.training.evaluation import Evaluation, evaluate_split
 from agents.training.folder import is_run
 from agents.training.run import Run

@@ -11,9 +11,9 @@ import gymnasium as gym
 
 from agents import parallel
 from agents.files import read_json, read_jsonl
+from agents.models.loading import check_device
 from agents.policies.sampling import Sampling
 from agents.training import stages
-from agents.training.checks import check_device
 from agents.training.evaluation import Evaluation, evaluate_split
 from agents.training.folder import (
     AFTER,

@@ -25,11 +25,12 @@ from agents.files import (
     write_json,
     write_jsonl,
 )
+from agents.models.loading import check_device
 from agents.policies.export import write_card
 from agents.rollouts.traces import TraceCallback, drop_traces
 from agents.rollouts.vec_env import engine_of
 from agents.training.checkpoints import CheckpointCallback, check_finite
-from agents.training.checks import check_device, check_rewards
+from agents.training.checks import check_rewards
 from agents.training.evaluation import reward_text, summarize
 from agents.training.folder import (
     AFTER,

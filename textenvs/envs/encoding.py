@@ -158,7 +158,8 @@ def encode_task(
             f"truncate_prompt must be None, 'left' or 'right', but it is {truncate_prompt!r}."
         )
     # A task's own examples are its author's: only what a user's reward asks of them is checked.
-    check = partial(check_references, terms)
+    needy = any(term.needs_references for term in terms)
+    check = partial(check_references, terms) if needy else None
     if dataset is not None:
         check = partial(check_example, task, terms)
     examples = load_examples(task, dataset, fields, split, check)
@@ -172,10 +173,12 @@ def encode_task(
     _check_choices_fit(task, choices or (), new_tokens)
     reply: int = _budget("reply_tokens", reply_tokens, REPLY_TOKENS)
     size: int | None = _budget("max_prompt_tokens", max_prompt_tokens, task.max_prompt_tokens)
+    rendered = render_prompts(task, codec, examples)
     if size is None:
-        splits = [examples, *_other_splits(task, dataset, fields, split)]
-        size = _longest(task, codec, splits) + (task.max_turns - 1) * (new_tokens + reply)
-    texts, prompts = fit_prompts(task, codec, examples, size, truncate_prompt)
+        others = _other_splits(task, dataset, fields, split)
+        splits = [rendered, *(render_prompts(task, codec, other) for other in others)]
+        size = _longest(codec, splits) + (task.max_turns - 1) * (new_tokens + reply)
+    texts, prompts = fit_prompts(task, codec, examples, rendered, size, truncate_prompt)
     return EncodedTask(task, codec, split, examples, texts, prompts, size, new_tokens, choices)
 
 
@@ -200,10 +203,9 @@ def _other_splits(
     return found
 
 
-def _longest(task: Task, codec: TextCodec, splits: Sequence[Sequence[Example]]) -> int:
+def _longest(codec: TextCodec, splits: Sequence[Sequence[str]]) -> int:
     """Return the length of the longest prompt of any split, in tokens."""
-    texts = (render_prompts(task, codec, examples) for examples in splits)
-    return max(len(ids) for split in texts for ids in codec.encode_prompts(split))
+    return max(len(ids) for texts in splits for ids in codec.encode_prompts(texts))
 
 
 def _choice_tokens(task: Task, codec: TextCodec) -> tuple[tuple[int, ...], ...] | None:

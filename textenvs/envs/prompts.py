@@ -16,7 +16,12 @@ Side = Literal["left", "right"]
 
 def render_prompts(task: Task, codec: TextCodec, examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the texts to encode; special tokens in examples are broken, those around are not."""
-    return tuple(task.prompt(_as_text(codec, example)) for example in examples)
+    texts = map(task.prompt, examples)
+    # Examples are looked through only where their prompt has what could be of them.
+    return tuple(
+        task.prompt(_as_text(codec, example)) if codec.as_text.finds(text) else text
+        for text, example in zip(texts, examples, strict=True)
+    )
 
 
 def render_reply(task: Task, codec: TextCodec, reply: str) -> str:
@@ -47,10 +52,11 @@ def fit_prompts(
     task: Task,
     codec: TextCodec,
     examples: Sequence[Example],
+    texts: Sequence[str],
     size: int,
     truncate: Side | None,
 ) -> tuple[tuple[str, ...], tuple[TokenIds, ...]]:
-    """Render and encode every prompt; cut or refuse what is over the budget.
+    """Encode every example's rendered prompt; cut or refuse what is over the budget.
 
     Returns:
         The texts as they are shown, and their token ids.
@@ -58,7 +64,6 @@ def fit_prompts(
     Raises:
         ValueError: If a prompt is too long and may not be cut, or is too long without its example.
     """
-    texts = render_prompts(task, codec, examples)
     prompts = codec.encode_prompts(texts)
     _tell_of_special_tokens(texts)
     over = [i for i, ids in enumerate(prompts) if len(ids) > size]

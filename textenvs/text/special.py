@@ -43,6 +43,10 @@ class Breaker:
             "|".join(re.escape(text) for text in texts if len(text) > 1) or r"(?!)"
         )
 
+    def finds(self, text: str) -> bool:
+        """Return whether a text has one of them."""
+        return self._pattern.search(text) is not None
+
     def __call__(self, text: str) -> str:
         """Return a text with what it has of them broken behind the first character."""
         return self._pattern.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)

@@ -11,9 +11,10 @@ import pytest
 import torch as th
 
 from agents import PPO, CheckpointCallback, Run, RunSpec, evaluate_model
+from agents.models.loading import check_device
 from agents.training import stages
 from agents.training.checkpoints import check_finite
-from agents.training.checks import check_device, check_rewards
+from agents.training.checks import check_rewards
 
 SPEC = RunSpec(
     "TextGen-v0",

@@ -90,11 +90,7 @@ class TextClassification(Task):
                 "The built-in reviews have two labels, negative and positive, but choices has "
                 f"{len(self.choices)}: pass dataset=... for other labels."
             )
-        labelled = tuple(
-            Example(review, (self.choices[positive],), {"label": self.choices[positive]})
-            for review, positive in _reviews()
-        )
-        return split_examples(labelled, split)
+        return _examples(tuple(self.choices), split)
 
     def adapt_to(self, examples: Sequence[Example], class_names: Sequence[str] | None) -> Task:
         """Return a task whose choices are the labels of the examples, if its own are others."""
@@ -179,6 +175,13 @@ def _labels(counts: Counter[Any]) -> list[str]:
     labels = [n for n in names if names[n] > 1 or not get_close_matches(n, often, 1, 0.8)]
     numbers = all(label.lstrip("-").isdecimal() for label in labels)
     return sorted(labels, key=int) if numbers else sorted(labels)
+
+
+@lru_cache(maxsize=6)
+def _examples(labels: tuple[str, ...], split: str) -> tuple[Example, ...]:
+    reviews = ((review, labels[positive]) for review, positive in _reviews())
+    examples = [Example(review, (label,), {"label": label}) for review, label in reviews]
+    return split_examples(examples, split)
 
 
 @lru_cache(maxsize=1)

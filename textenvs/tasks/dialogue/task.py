@@ -132,7 +132,7 @@ class Booking(Task):
 
     def examples(self, split: str) -> Sequence[Example]:
         """Return the built-in users of one split."""
-        return split_examples(_all_examples(), split)
+        return _examples(split)
 
     def check_example(self, example: Example) -> None:
         """Refuse an example whose goal lacks a slot, or has a value that there is not."""
@@ -238,6 +238,11 @@ def _values(example: Example, name: str) -> dict[str, str]:
 
 def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
+
+
+@lru_cache
+def _examples(split: str) -> tuple[Example, ...]:
+    return split_examples(_all_examples(), split)
 
 
 @lru_cache(maxsize=1)

@@ -57,7 +57,7 @@ class TextGen(Task):
 
     def examples(self, split: str) -> Sequence[Example]:
         """Return the built-in reviews of one split."""
-        return split_examples(_all_examples(), split)
+        return _examples(split)
 
     def score(self, transcripts: Sequence[Transcript]) -> list[float]:
         """Return the sentiment of each response, in [-1, 1]."""
@@ -73,6 +73,11 @@ class TextGen(Task):
 def _domains() -> dict[str, Domain]:
     """Return what each opening is about."""
     return {opening: domain for domain in DOMAINS for opening in expand(domain.opening)}
+
+
+@lru_cache
+def _examples(split: str) -> tuple[Example, ...]:
+    return split_examples(_all_examples(), split)
 
 
 @lru_cache(maxsize=1)

@@ -61,7 +61,7 @@ class Translation(Task):
 
     def examples(self, split: str) -> Sequence[Example]:
         """Return the sentence pairs of one split."""
-        return split_examples(_sentence_pairs(), split)
+        return _examples(split)
 
     def score(self, transcripts: Sequence[Transcript]) -> list[float]:
         """Return each translation's sentence chrF, in [0, 1]."""
@@ -75,6 +75,11 @@ class Translation(Task):
         """Return whether the response is a sentence of the German grammar; None: no own example."""
         known = transcript.example.prompt in _english()
         return is_german(transcript.response) if known else None
+
+
+@lru_cache
+def _examples(split: str) -> tuple[Example, ...]:
+    return split_examples(_sentence_pairs(), split)
 
 
 @lru_cache(maxsize=1)
