@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 TEXT = (
     "The soup at the corner cafe was warm and full of flavour, and we loved every bite.",
@@ -44,6 +44,26 @@ def one_thread() -> Iterator[None]:
 
         torch.set_num_threads(1)
     yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def smaller_model() -> Iterator[None]:
+    """Make "tiny", of which tests need no more than that it is a model, a fifth as expensive."""
+    if "agents" not in sys.modules:
+        yield
+        return
+    from agents.models import causal, loading
+
+    def smaller(vocab_size: int, max_positions: int) -> LlamaConfig:
+        config = loading.tiny_config(vocab_size, max_positions)
+        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+        config.update({**size, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16})
+        config.layer_types = None
+        return config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(causal, "tiny_config", smaller)
+        yield
 
 
 @pytest.fixture(scope="session")

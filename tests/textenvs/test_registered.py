@@ -136,7 +136,7 @@ def test_native_equals_gymnasium_sync(
     limited: bool,
     tokenizer: str | None,
 ) -> None:
-    """1,000 random steps, 500 with the second tokenizer: results, infos, and how episodes end."""
+    """600 random steps, 300 with the second tokenizer: results, infos, and how episodes end."""
     limit = step_limit(env_id) if limited else None
     task = BUILTIN_TASKS[env_id]
     kwargs: dict[str, Any] = {"tokenizer": tokenizer, "max_new_tokens": BUDGET}
@@ -155,7 +155,7 @@ def test_native_equals_gymnasium_sync(
     assert same(native.reset(seed=7), sync.reset(seed=7))
     rng = np.random.default_rng(1)
     seen = {"eos": 0, "budget": 0, "truncated": 0}
-    for _ in range(1000 if tokenizer is None else 500):
+    for _ in range(600 if tokenizer is None else 300):
         actions = random_actions(rng, space_of(native), SLOTS)
         ours, theirs = step_all(native, actions), step_all(sync, actions)
         assert same(ours, theirs)
@@ -164,7 +164,7 @@ def test_native_equals_gymnasium_sync(
             if transcript is not None:
                 seen["eos" if transcript.stopped else "budget"] += 1
         seen["truncated"] += int((ours[3] & ~ours[2]).sum())
-    assert seen["eos"] > 20
+    assert seen["eos"] > 10
     assert (seen["truncated"] > 0) == limited
     # A single turn cut off in time never gets to the end of its budget.
     assert (seen["budget"] > 0) == (not limited or env_id in STEP_LIMIT)

@@ -13,6 +13,8 @@ import torch as th
 import agents
 from agents import A2C, PPO, Reinforce
 from agents.algorithms.arguments import sb3_class
+from agents.models import causal
+from agents.models.loading import tiny_config
 from tests.agents.agents import (
     NUM_ENVS,
     PLAIN_STEPS,
@@ -178,8 +180,9 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["PPO", "A2C", "Reinforce"])
-def test_it_learns_textgen(name: str, warm: Path) -> None:
+def test_it_learns_textgen(name: str, warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some words that sound good are soon found."""
+    monkeypatch.setattr(causal, "tiny_config", tiny_config)  # as large as it is
     model = getattr(agents, name)(
         "TransformerPolicy",
         gym.make_vec("TextGen-v0", num_envs=16, max_new_tokens=8),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
-import pytest
 
 from agents import PPO, evaluate_split, warm_start
 from tests.agents.helpers import llama
@@ -38,8 +37,7 @@ class Touch(Task):
         return [float(t.response == t.example.data["answer"]) for t in transcripts]
 
 
-@pytest.mark.parametrize("kl_coef", [0.0, 0.01])
-def test_reward_of_held_out_examples_rises(kl_coef: float) -> None:
+def test_reward_of_held_out_examples_rises() -> None:
     train: Any = gym.make_vec("TextGen-v0", num_envs=32, task=Touch)
     test = gym.make("TextGen-v0", task=Touch, split="test")
     model = PPO(
@@ -48,7 +46,7 @@ def test_reward_of_held_out_examples_rises(kl_coef: float) -> None:
         learning_rate=3e-3,
         n_steps=4,
         batch_size=64,
-        kl_coef=kl_coef,
+        kl_coef=0.01,
         seed=0,
         device="cpu",
         policy_kwargs={"model": llama(initializer_range=0.05)},

@@ -28,6 +28,8 @@ from stable_baselines3.common.logger import configure
 
 from agents import PPO, CheckpointCallback, evaluate_split, parallel, warm_start
 from agents.cli.main import main
+from agents.models import causal
+from agents.models.loading import tiny_config
 from agents.rollouts.buffer import Sequence
 from tests.agents.agents import (
     ITERATION,
@@ -482,6 +484,7 @@ def test_torchrun_leaves_one_run_folder(run: tuple[Path, Any]) -> None:
 
 def command_line(stop_after: int, *arguments: str) -> int | str | None:
     """Run the command line; a stop is one of the process, after so many updates."""
+    causal.tiny_config = tiny_config  # as torchrun's, which knows nothing of tests
     original = PPO.train
 
     def train_or_stop(self: PPO) -> None:

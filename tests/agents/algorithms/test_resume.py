@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "SubprocVecEnv": (workers, {}),
 }
 PLACES = ("rollout", "update", "checkpoint")
-KILLED = [(env_id, place) for env_id in ("TextGen-v0", "Dialogue-v0") for place in PLACES]
+KILLED = [*(("TextGen-v0", place) for place in PLACES), ("Dialogue-v0", "rollout")]
 TOTAL = 4 * ROLLOUT
 
 
@@ -195,7 +195,7 @@ def gone_on(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         process.join()
         assert process.exitcode == -signal.SIGKILL
     # Killed while it wrote the second one.
-    assert len(list(folder.glob(".*.tmp.zip"))) == 2
+    assert len(list(folder.glob(".*.tmp.zip"))) == 1
     code = f"from tests.agents.algorithms.test_resume import restore; restore({str(folder)!r})"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -80,8 +80,8 @@ class Picture(gym.ObservationWrapper[Any, Any, Any]):
 
 # What each is for: the environment, the policy, the arguments, and the number of steps.
 CASES: dict[str, tuple[Callable[[], VecEnv], str, dict[str, Any], int]] = {
-    "clipped values": (cartpoles, "MlpPolicy", {"clip_range_vf": 0.2, "ent_coef": 0.01}, 3072),
-    "target_kl": (cartpoles, "MlpPolicy", {"target_kl": 0.002, "learning_rate": 3e-3}, 3072),
+    "clipped values": (cartpoles, "MlpPolicy", {"clip_range_vf": 0.2, "ent_coef": 0.01}, 1536),
+    "target_kl": (cartpoles, "MlpPolicy", {"target_kl": 0.002, "learning_rate": 3e-3}, 1536),
     "schedules": (
         cartpoles,
         "MlpPolicy",
@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[], VecEnv], str, dict[str, Any], int]] = {
             "gamma": 0.9,
             "gae_lambda": 0.8,
         },
-        3072,
+        1536,
     ),
     "network": (
         cartpoles,
@@ -109,19 +109,19 @@ CASES: dict[str, tuple[Callable[[], VecEnv], str, dict[str, Any], int]] = {
                 "optimizer_class": th.optim.RMSprop,
             }
         },
-        2048,
+        1024,
     ),
     "gSDE": (
         lambda: make_vec_env("Pendulum-v1", 4),
         "MlpPolicy",
         {"use_sde": True, "sde_sample_freq": 4, "ent_coef": 0.001},
-        2048,
+        1024,
     ),
     "two inputs": (
         lambda: cartpoles(wrapper_class=Parts),
         "MultiInputPolicy",
         {"ent_coef": 0.01},
-        2048,
+        1024,
     ),
     "images": (
         lambda: VecFrameStack(cartpoles(2, wrapper_class=Picture), 2),
@@ -129,7 +129,7 @@ CASES: dict[str, tuple[Callable[[], VecEnv], str, dict[str, Any], int]] = {
         {"n_epochs": 1},
         256,
     ),
-    "VecNormalize": (lambda: VecNormalize(cartpoles(), gamma=0.9), "MlpPolicy", {}, 3072),
+    "VecNormalize": (lambda: VecNormalize(cartpoles(), gamma=0.9), "MlpPolicy", {}, 1536),
 }
 
 

@@ -25,24 +25,16 @@ AGGREGATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("size", [None, 1, 30])
-@pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
-@pytest.mark.parametrize("kind", ["one turn", "several turns"])
-def test_gradients_are_those_of_the_definition(
-    kind: str, aggregation: str, size: int | None
-) -> None:
-    model = make_agent(kind, policy={**PLAIN_STEPS, "temperature": 0.7}, gamma=0.97)
+@pytest.fixture(scope="module", params=["one turn", "several turns"])
+def learner(request: pytest.FixtureRequest) -> tuple[Any, Critic, list[tuple[int, Any]]]:
+    """An agent with a rollout; its actor in float64; each sequence's tokens and summed losses."""
+    model = make_agent(request.param, policy={**PLAIN_STEPS, "temperature": 0.7}, gamma=0.97)
     diary = Diary()
     collect(model, diary)
     shake(model.policy)
-    buffer, policy = model.rollout_buffer, model.policy
-    terms: list[LossTerm] = [ClippedPolicyLoss(0.2), EntropyLoss(0.1), ValueLoss(0.3)]
-    objective = Objective(terms, normalize_advantage=False, **AGGREGATIONS[aggregation])
-    metrics = objective.backward(policy, buffer, split_by_size(buffer.sequences, size))
-
-    actor = Critic(policy.backbone.model, FEW, 0.7, policy.value_head)
-    total: Any = 0.0
-    tokens = sum(sequence.num_actions for sequence in buffer.sequences)
+    buffer = model.rollout_buffer
+    actor = Critic(model.policy.backbone.model, FEW, 0.7, model.policy.value_head)
+    losses = []
     for sequence in buffer.sequences:
         one: Any = 0.0
         for step in sequence.steps:
@@ -54,19 +46,42 @@ def test_gradients_are_those_of_the_definition(
             one -= min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
             one += 0.1 * (log_probs.exp() * log_probs).sum()
             one += 0.3 * (float(buffer.returns[at]) - actor.value(token.context)) ** 2
+        losses.append((sequence.num_actions, one))
+    return model, actor, losses
+
+
+@pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
+def test_gradients_are_those_of_the_definition(
+    learner: tuple[Any, Critic, list[tuple[int, Any]]], aggregation: str
+) -> None:
+    model, actor, losses = learner
+    tokens = sum(number for number, _ in losses)
+    total: Any = 0.0
+    for number, loss in losses:
         divisors = {
             "token": tokens,
-            "sequence": sequence.num_actions * len(buffer.sequences),
-            "constant": LENGTH * len(buffer.sequences),
+            "sequence": number * len(losses),
+            "constant": LENGTH * len(losses),
         }
-        total += one / divisors[aggregation]
-    total.backward()
-    assert metrics["loss"] == pytest.approx(total.item(), 1e-4)
-    scale = max(float(p.grad.abs().max()) for p in policy.parameters() if p.grad is not None)
-    assert scale > 1e-3
-    for name, parameter in actor.model.named_parameters():
-        ours = policy.get_parameter(f"backbone.model.{name}").grad
-        assert (ours - parameter.grad.float()).abs().max() < 1e-4 * scale, name
+        total += loss / divisors[aggregation]
+    names, parameters = zip(*actor.model.named_parameters(), strict=True)
+    expected = th.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+
+    policy, buffer = model.policy, model.rollout_buffer
+    terms: list[LossTerm] = [ClippedPolicyLoss(0.2), EntropyLoss(0.1), ValueLoss(0.3)]
+    objective = Objective(terms, normalize_advantage=False, **AGGREGATIONS[aggregation])
+    for size in (None, 1, 30):
+        policy.zero_grad()
+        metrics = objective.backward(policy, buffer, split_by_size(buffer.sequences, size))
+        assert metrics["loss"] == pytest.approx(total.item(), 1e-4)
+        scale = max(float(p.grad.abs().max()) for p in policy.parameters() if p.grad is not None)
+        assert scale > 1e-3
+        for name, gradient in zip(names, expected, strict=True):
+            ours = policy.get_parameter(f"backbone.model.{name}").grad
+            if gradient is None:
+                assert ours is None or not ours.any()
+                continue
+            assert (ours - gradient.float()).abs().max() < 1e-4 * scale, name
 
 
 def test_the_aggregations_differ() -> None:

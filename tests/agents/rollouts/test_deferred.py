@@ -134,7 +134,7 @@ def test_the_run_is_the_one_that_waits(case: str) -> None:
         reward = [("task", 0.7), term(judge, slow, every_turn=every_turn), "length_penalty"]
         env = {"reward": reward, **settings.get("env", {})}
         model = make_agent(**{**settings, "env": env})
-        model.learn(4 * NUM_ENVS * model.n_steps)
+        model.learn(2 * ITERATION)
         assert judge.waited_for is not slow
         runs.append((weights(model.policy), content(model)))
         assert len(model.ep_info_buffer) > 2
