@@ -9,7 +9,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
-import torch as th
 
 from agents import PPO, GymnasiumVecEnv, SequenceRolloutBuffer, TransformerPolicy, evaluate_split
 from agents.rollouts.vec_env import engine_of
@@ -153,24 +152,6 @@ def test_sb3s_own_ppo_says_whole_choices() -> None:
     )
     model.learn(80)
     assert set(said(model.env, model.rollout_buffer.actions.squeeze())) <= set(LABELS)
-
-
-def test_compiled_steps_say_whole_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = th.compile
-    monkeypatch.setattr(
-        th,
-        "compile",
-        lambda function, dynamic=None, options=None: compiler(
-            function, dynamic=dynamic, backend="eager"
-        ),
-    )
-    env = GymnasiumVecEnv(make_env())
-    rollouts = [
-        roll_out(policy_for(env, gpt2(n_layer=1), compile=compiled), env, 15)
-        for compiled in (True, False)
-    ]
-    assert np.array_equal(rollouts[0].actions, rollouts[1].actions)
-    assert set(said(env, rollouts[0].actions)) <= set(LABELS)
 
 
 def test_choices_of_one_token_need_no_constraint() -> None:

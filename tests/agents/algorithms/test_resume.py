@@ -32,7 +32,7 @@ from agents.rng import get_rng_state
 from tests.agents.helpers import llama
 
 ROOT = Path(__file__).parents[3]
-SLOTS, STEPS = 4, 16
+SLOTS, STEPS = 4, 8
 ROLLOUT = SLOTS * STEPS
 SHORT: dict[str, Any] = {"max_new_tokens": 6}
 KL: dict[str, Any] = {"kl_coef": 0.1, "kl_target": 2.0}
@@ -75,7 +75,7 @@ def agent(case: str, **kwargs: Any) -> PPO:
         policy_kwargs={"model": llama()},
         **{"learning_rate": 1e-3, "n_epochs": 2, "target_kl": 1e9, **settings, **kwargs},
         n_steps=STEPS,
-        batch_size=32,
+        batch_size=16,
         seed=3,
         device="cpu",
     )
