@@ -26,6 +26,7 @@ import gymnasium as gym
 import numpy as np
 import tyro
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
 
 from agents import RunSpec, evaluate_split, warm_start
 from benchmarks.learnability import machine
@@ -38,10 +39,10 @@ CASES = {
     "TextGen, not warm-started": ("TextGen-v0", 0, "tiny"),
     "TextGen, smaller model": ("TextGen-v0", 8, "smaller"),
     "TextGen, larger model": ("TextGen-v0", 8, "larger"),
-    "Dialogue": ("Dialogue-v0", 8, "tiny"),
+    "Dialogue": ("Dialogue-v0", 2, "tiny"),
     "Dialogue, not warm-started": ("Dialogue-v0", 0, "tiny"),
-    "Translation": ("Translation-v0", 8, "tiny"),
-    "Translation, warm-started little": ("Translation-v0", 2, "tiny"),
+    "Translation": ("Translation-v0", 4, "tiny"),
+    "Translation, warm-started little": ("Translation-v0", 1, "tiny"),
     "TextClassification": ("TextClassification-v0", 8, "tiny"),
     "TextClassification, not warm-started": ("TextClassification-v0", 0, "tiny"),
     README_TASK: (README_TASK, 8, "tiny"),
@@ -53,7 +54,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 FORMER: dict[str, Any] = {
     "n_steps": 128,
-    "learning_rate": 3e-4,
+    "learning_rate": LinearSchedule(3e-4, 0.0, 1.0),
     "fit_critic": False,
     "whiten_floor": 0.0,
     "target_kl": float("inf"),
@@ -72,12 +73,12 @@ class Options:
     """Which of the settings to compare, or options of PPO such as target_kl=0.03,vf_coef=0.1."""
     seeds: int = 3
     """How many seeds, from 0 on."""
-    timesteps: int = 40_960
+    timesteps: int = 32_768
     """Tokens of each run."""
     jobs: int = 2
     """How many runs at a time."""
     out: Path = Path("benchmarks/results/defaults")
-    """Where the table goes, as .md and .json."""
+    """Where the table goes, as .md and .json; runs that are there already are not made again."""
 
 
 class Watch(BaseCallback):
@@ -145,6 +146,7 @@ def run(case: str, settings: tuple[str, ...], seed: int, timesteps: int) -> list
                     "case": case,
                     "setting": setting,
                     "seed": seed,
+                    "timesteps": timesteps,
                     "before": [before.mean, before.standard_error],
                     "after": [after.mean, after.standard_error],
                     "rewards": watch.rewards,
@@ -209,25 +211,35 @@ def main() -> None:
     """Run everything and write the table."""
     options = tyro.cli(Options)
     os.environ["OMP_NUM_THREADS"] = "1"
+    json_file = options.out.with_suffix(".json")
+    results: list[dict[str, Any]] = json.loads(json_file.read_text()) if json_file.exists() else []
+    done = {(r["case"], r["setting"], r["seed"], r["timesteps"]) for r in results}
     todo = [
-        (case, options.settings, seed, options.timesteps)
+        (case, missing, seed, options.timesteps)
         for seed in range(options.seeds)
         for case in options.cases
+        if (
+            missing := tuple(
+                setting
+                for setting in options.settings
+                if (case, setting, seed, options.timesteps) not in done
+            )
+        )
     ]
-    results: list[dict[str, Any]] = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     command = "python -m benchmarks.defaults " + " ".join(sys.argv[1:])
     head = f"# Defaults\n\n`{command.strip()}` on {machine()}.\n\n"
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run, *work) for work in todo]):
-            results = sorted([*results, *done.result()], key=_place(options))
+        for future in as_completed([pool.submit(run, *work) for work in todo]):
+            results = sorted([*results, *future.result()], key=_place)
             options.out.with_suffix(".md").write_text(head + table(results))
-            options.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+            json_file.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def _place(options: Options) -> Any:
-    cases, settings = options.cases, options.settings
-    return lambda r: (cases.index(r["case"]), settings.index(r["setting"]), r["seed"])
+def _place(result: dict[str, Any]) -> tuple[int, int, str, int]:
+    settings = list(SETTINGS)
+    at = settings.index(result["setting"]) if result["setting"] in settings else len(settings)
+    return list(CASES).index(result["case"]), at, result["setting"], result["seed"]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from agents.learning.losses import (
 from agents.models.loading import ModelKind
 
 TEXT_DEFAULTS: dict[str, Any] = {
-    "learning_rate": LinearSchedule(3e-4, 0.0, 1.0),
+    "learning_rate": LinearSchedule(2e-4, 0.0, 1.0),
     "n_steps": 64,
     "batch_size": 1024,
     "n_epochs": 4,
@@ -48,7 +48,7 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
         policy: "TransformerPolicy", SB3's names, or a policy class.
         env: A Gymnasium environment, its id, an SB3 `VecEnv`, or a Gymnasium vector environment.
         learning_rate: A number or a function of the remaining progress. Text: linear to 0, from
-            3e-4, or 3e-5 for a pretrained model.
+            2e-4, or 3e-5 for a pretrained model.
         n_steps: Tokens from each environment between updates. Text: 64.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. Text: 1024.
         n_epochs: Passes over the rollout in an update. Text: 4.
