@@ -36,7 +36,7 @@ def learned(model: Any) -> list[tuple[int, Episode]]:
 @pytest.mark.parametrize("kind", ["one turn", "several turns"])
 def test_nothing_is_lost_and_nothing_is_learned_twice(kind: str, n_steps: int) -> None:
     model = make_agent(kind, whole_episodes=True, n_steps=n_steps, batch_size=None)
-    diary, log_probs, found = Diary(), [], []
+    diary, log_probs, found, versions = Diary(), [], [], []
 
     def note(local: dict[str, Any]) -> None:
         diary(local)
@@ -44,9 +44,11 @@ def test_nothing_is_lost_and_nothing_is_learned_twice(kind: str, n_steps: int) -
 
     rollouts = 72 // n_steps
     for number in range(rollouts):
+        model._n_updates = number
         collect(model, note, fresh=number == 0)
         found += learned(model)
-    expected = []
+        versions += [(s.env, s.policy_version) for s in model.rollout_buffer.sequences]
+    expected, begun = [], []
     for slot in range(NUM_ENVS):
         tokens = [token for token in diary.tokens if token.slot == slot]
         episode: Episode = []
@@ -55,10 +57,13 @@ def test_nothing_is_lost_and_nothing_is_learned_twice(kind: str, n_steps: int) -
             episode.append((token.context, token.token, token.reward, own))
             if token.ends:
                 expected.append((slot, episode))
+                begun.append((slot, token.step - len(episode) + 1))
                 episode = []
     assert len(expected) > 10
     for k in range(NUM_ENVS):
         assert [row for slot, row in found if slot == k] == [r for s, r in expected if s == k]
+    # And it is known which policy began them, however often they were cut.
+    assert sorted(versions) == sorted((slot, step // n_steps) for slot, step in begun)
 
 
 def test_advantages_are_those_of_the_whole_episode() -> None:
