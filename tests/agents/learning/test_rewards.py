@@ -206,6 +206,11 @@ def test_whitening_has_a_floor() -> None:
     whiten_rewards(buffer, floor=0.1)
     assert buffer.rewards[0, 0] == pytest.approx(1 - 0.1, abs=1e-2)
     assert np.ptp(buffer.rewards[1:]) == 0
+    floored = [
+        collect(make_agent(whiten_rewards=True, whiten_floor=floor)).rollout_buffer.rewards.std()
+        for floor in (0.0, 100.0)
+    ]
+    assert floored[0] == pytest.approx(1.0, abs=1e-4) and floored[1] < 0.02
     kwargs: dict[str, Any] = {**STILL, "vf_coef": 0.0, "policy": PLAIN_STEPS}
     norms = []
     for floor in (0.0, 1e3, 2e3):
