@@ -103,7 +103,7 @@ def test_the_rate_is_that_of_the_kind_of_model(tmp_path: Any) -> None:
 def test_learn_in_a_loop_says_that_the_rate_starts_lower_each_time() -> None:
     model = PPO("TransformerPolicy", vec_env(), policy_kwargs={"model": gpt2(n_layer=1)}, n_steps=8)
     model.learn(32)
-    with pytest.warns(UserWarning, match=r"starts at 0.00015 instead of 0.0003.*constant"):
+    with pytest.warns(UserWarning, match=r"starts at 0.0001 instead of 0.0002.*constant"):
         model.learn(32, reset_num_timesteps=False)
 
 
