@@ -1,8 +1,12 @@
 """Agents that train transformers on text environments, with stable-baselines3's interface."""
 
 from agents.algorithms.a2c import A2C
+from agents.algorithms.grpo import GRPO
 from agents.algorithms.ppo import PPO
 from agents.algorithms.reinforce import Reinforce
+from agents.algorithms.reinforce_plus_plus import ReinforcePlusPlus
+from agents.algorithms.remax import ReMax
+from agents.algorithms.rloo import RLOO
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.vec_env import GymnasiumVecEnv
@@ -15,10 +19,14 @@ from agents.training.spec import RunSpec
 
 __all__ = [
     "A2C",
+    "GRPO",
     "PPO",
+    "RLOO",
     "CheckpointCallback",
     "GymnasiumVecEnv",
+    "ReMax",
     "Reinforce",
+    "ReinforcePlusPlus",
     "Run",
     "RunSpec",
     "SequenceRolloutBuffer",

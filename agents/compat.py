@@ -122,7 +122,12 @@ def using_attention(config: PretrainedConfig, name: str) -> Iterator[None]:
 
 
 def causal_attention(
-    module: nn.Module, query: th.Tensor, key: th.Tensor, value: th.Tensor, **options: Any
+    module: nn.Module,
+    query: th.Tensor,
+    key: th.Tensor,
+    value: th.Tensor,
+    seen: th.Tensor | None = None,
+    **options: Any,
 ) -> th.Tensor:
     """Return what SDPA gives for queries that see all keys up to their own.
 
@@ -133,12 +138,13 @@ def causal_attention(
         query: (sequences, heads, width, size)
         key: (sequences, key heads, width, size)
         value: Likewise.
+        seen: Boolean (1, 1, width, keys), where queries see others. None: see above.
         options: What a model gives to its attention besides.
 
     Returns:
         (sequences, width, heads, size)
     """
-    return sdpa_attention_forward(module, query, key, value, None, **options)[0]
+    return sdpa_attention_forward(module, query, key, value, seen, **options)[0]
 
 
 def checkpointed_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -96,7 +96,7 @@ class Watch(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        self.rewards.append(float(np.mean(self._episodes)))
+        self.rewards.append(float(np.mean(self._episodes)) if self._episodes else float("nan"))
         self._episodes = []
         self._note_update()
 
@@ -196,15 +196,22 @@ def table(results: list[dict[str, Any]]) -> str:
     for case, setting in dict.fromkeys((r["case"], r["setting"]) for r in results):
         rows = [r for r in results if (r["case"], r["setting"]) == (case, setting)]
         before, after = (np.array([r[key][0] for r in rows]) for key in ("before", "after"))
-        curve = np.mean([r["rewards"] for r in rows], axis=0)
-        fall = max(max(r["rewards"][0] - np.array(r["rewards"])) for r in rows)
+        # A rollout may be shorter than any of its episodes.
+        curve = np.nanmean([r["rewards"] for r in rows], axis=0)
+        fall = max(np.nanmax(_known(r)[0] - _known(r)) for r in rows)
         kls = np.concatenate([r["kls"] for r in rows])
         lines.append(
             f"| {case} | {setting} | {len(rows)} | {before.mean():.3f} | {after.mean():.3f} | "
-            f"{min(after - before):+.3f} | {curve.mean():.3f} | {fall:.3f} | {max(kls):.3f} | "
+            f"{min(after - before):+.3f} | {np.nanmean(curve):.3f} | {fall:.3f} | {max(kls):.3f} | "
             f"{np.median(kls):.3f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _known(result: dict[str, Any]) -> Any:
+    """Return the mean rewards of the rollouts in which an episode ended."""
+    rewards = np.array(result["rewards"])
+    return rewards[~np.isnan(rewards)]
 
 
 def main() -> None:
@@ -232,8 +239,9 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for future in as_completed([pool.submit(run, *work) for work in todo]):
             results = sorted([*results, *future.result()], key=_place)
-            options.out.with_suffix(".md").write_text(head + table(results))
             json_file.write_text(json.dumps(results, indent=2) + "\n")
+            options.out.with_suffix(".md").write_text(head + table(results))
+    options.out.with_suffix(".md").write_text(head + table(results))
 
 
 def _place(result: dict[str, Any]) -> tuple[int, int, str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
@@ -27,7 +29,7 @@ from agents.algorithms.arguments import (
 )
 from agents.algorithms.checks import check_batch_size, check_minimums, check_ranges
 from agents.algorithms.recording import Recorded
-from agents.learning.advantages import GAE, AdvantageEstimator
+from agents.learning.advantages import GAE, AdvantageEstimator, returns_to_go
 from agents.learning.critic import fit_critic
 from agents.learning.kl import (
     KLEstimator,
@@ -48,7 +50,7 @@ from agents.learning.updater import update
 from agents.models.loading import ModelKind, check_device, model_kind
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
-from agents.rollouts.collector import StepSource
+from agents.rollouts.collector import StepSource, native_adapter
 from agents.rollouts.sources import RolloutSource
 from agents.rollouts.statistics import (
     TurnMetrics,
@@ -75,7 +77,8 @@ class TransformerAlgorithm(Recorded):
         kl_coef: What a nat of KL to the reference model costs. 0: no reference model is kept.
         kl_target: The KL in nats per episode that `kl_coef` is adapted to reach, or None.
         kl_estimator: "k1" or "k3"; see `agents.learning.kl.estimate_kl`.
-        kl_in: "reward" or "loss": where the KL counts.
+        kl_in: "reward" or "loss": where the KL counts. Without a critic also "advantage": what of
+            it is to come is taken off a token's advantage, after any baseline.
         ref_model: The reference: a name or path. None: the policy when `learn` is first called.
         whiten_rewards: Whether to divide each rollout's rewards by their standard deviation.
         whole_episodes: Whether to learn from complete episodes alone. What a rollout's end cuts
@@ -106,6 +109,7 @@ class TransformerAlgorithm(Recorded):
         unused: Arguments of SB3's class that mean nothing here, and are none of this one's.
         aggregation: What the means of its losses are over; see `Objective`.
         constant_length: Likewise.
+        kl_correction: Whether a KL in the loss is weighted by the ratio; see `KLLoss`.
     """
 
     text_defaults: ClassVar[dict[str, Any]] = {}
@@ -114,6 +118,7 @@ class TransformerAlgorithm(Recorded):
     unused: ClassVar[tuple[str, ...]] = ()
     aggregation: Aggregation = "token"
     constant_length: int | None = None
+    kl_correction: bool = True
     # Where SB3's class has no such argument: one step for the whole rollout.
     n_epochs: Any = 1
     batch_size: Any = None
@@ -185,18 +190,19 @@ class TransformerAlgorithm(Recorded):
         if text and self.env is not None and kwargs.get("batch_size") is not None:
             check_batch_size(self)
 
-    @classmethod
-    def _text_defaults(cls, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _text_defaults(self, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return `text_defaults`, with the learning rate for the kind of model."""
         kind = model_kind(policy_kwargs.get("model", "tiny"), policy_kwargs.get("peft_config"))
-        if kind not in cls.learning_rates:
-            return cls.text_defaults
-        rate = LinearSchedule(cls.learning_rates[kind], 0.0, 1.0)
-        return {**cls.text_defaults, "learning_rate": rate}
+        if kind not in self.learning_rates:
+            return self.text_defaults
+        rate = LinearSchedule(self.learning_rates[kind], 0.0, 1.0)
+        return {**self.text_defaults, "learning_rate": rate}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let `help` show SB3's arguments with ours, and SB3's policies have ours beside them."""
         super().__init_subclass__(**kwargs)
+        if sb3_class(cls) is OnPolicyAlgorithm:
+            return  # What several algorithms share is none yet.
         cls.__signature__ = inspect.Signature(list(signed(cls).values()))  # type: ignore[attr-defined]
         own: dict[str, type[BasePolicy]] = {"TransformerPolicy": TransformerPolicy}
         cls.policy_aliases = {**sb3_class(cls).policy_aliases, **own}
@@ -206,11 +212,23 @@ class TransformerAlgorithm(Recorded):
         """Whether the policy is a transformer (and not one of SB3's)."""
         return issubclass(self.policy_class, TransformerPolicy)
 
+    @property
+    def group_size(self) -> int:
+        """How many neighbouring environments answer the same prompts."""
+        adapter = None if self.env is None else native_adapter(self.env)
+        native = None if adapter is None else adapter.native
+        return 1 if native is None else native.engine.sampler.group_size
+
     @for_transformers
     def _setup_model(self) -> None:
         check_ranges(self)
         super()._setup_model()
         needs_values = self.advantage_estimator().needs_values
+        if needs_values and self.kl_in == "advantage":
+            raise ValueError(
+                f"{type(self).__name__} has a critic, which must know the KL: kl_in='reward' or "
+                "'loss'."
+            )
         if needs_values and not self._text_policy().critic:
             raise ValueError(
                 f"{type(self).__name__} needs a critic: leave critic=False out of policy_kwargs."
@@ -233,7 +251,17 @@ class TransformerAlgorithm(Recorded):
 
     def rollout_source(self, env: VecEnv, n_steps: int) -> RolloutSource:
         """Return what fills the buffer."""
-        return StepSource(cast("Any", self), env, n_steps, self.episodes_per_slot)
+        return StepSource(
+            cast("Any", self), env, n_steps, self.episodes_per_slot, self.resampling()
+        )
+
+    def resampling(self) -> Callable[[SequenceRolloutBuffer], bool] | None:
+        """Return what says of a rollout whether all are to play on; None: a rollout is enough."""
+        return None
+
+    def settle(self, buffer: SequenceRolloutBuffer) -> None:
+        """Change a rollout's rewards, or leave out sequences, before there are advantages."""
+        return None
 
     # One iteration.
 
@@ -254,6 +282,7 @@ class TransformerAlgorithm(Recorded):
         policy, buffer = self._text_policy(), cast("SequenceRolloutBuffer", rollout_buffer)
         source = self.rollout_source(env, n_rollout_steps)
         buffer.layout, buffer.policy_version = policy.backbone.layout, self._n_updates
+        buffer.group_size = self.group_size
         self.rollout_began, self.awaits_update = self.num_timesteps, True
         goes_on = parallel.run_on_all(lambda: source.fill(policy, buffer, callback))
         collected = self.num_timesteps - self.rollout_began
@@ -271,15 +300,17 @@ class TransformerAlgorithm(Recorded):
         """Compute what is learned from a rollout whose steps are all in.
 
         With `whole_episodes`, what the end of the rollout has cut is kept for the next one.
-        In this order: the KL penalty, the whitening, the values of a critic that is new or has a
-        model of its own, for episodes that were truncated the value of what would have followed,
-        the advantages.
+        In this order: the KL penalty, what `settle` does, the whitening, the values of a critic
+        that is new or has a model of its own, for episodes that were truncated the value of what
+        would have followed, the advantages, and the KL after them.
         """
-        policy, estimator = self._text_policy(), self.advantage_estimator()
+        policy = self._text_policy()
         size = self.micro_batch_size or self.batch_size
         self.unfinished = unfinished_episodes(buffer) if self.whole_episodes else []
-        if self.kl_coef > 0:
-            self._penalize_kl(buffer)
+        kl_coef = self.kl_coef if self.kl_in == "advantage" else 0.0
+        kl = self._penalize_kl(buffer) if self.kl_coef > 0 else None
+        self.settle(buffer)
+        estimator = self.advantage_estimator()
         if self.whiten_rewards:
             whiten_rewards(buffer, self.whiten_floor)
         if estimator.needs_values:
@@ -290,6 +321,8 @@ class TransformerAlgorithm(Recorded):
                 fill_values(policy, buffer, size)
             bootstrap_truncations(policy, buffer, self.gamma)
         buffer.advantages, buffer.returns = estimator(buffer)
+        if kl is not None and kl_coef:
+            buffer.advantages -= kl_coef * returns_to_go(buffer, kl, self.gamma)
         if self.whole_episodes:
             buffer.drop_unfinished()
 
@@ -308,7 +341,7 @@ class TransformerAlgorithm(Recorded):
         policy.vf_detach = self.vf_detach or warming
         terms = self.losses()
         if self.kl_in == "loss" and self.kl_coef:
-            terms.append(KLLoss(self.kl_coef, self.kl_estimator))
+            terms.append(KLLoss(self.kl_coef, self.kl_estimator, self.kl_correction))
         if warming:
             terms = [term for term in terms if isinstance(term, ValueLoss)]
         log = update(
@@ -345,8 +378,8 @@ class TransformerAlgorithm(Recorded):
                 if group.get("name") == "critic":
                     group["lr"] = rate
 
-    def _penalize_kl(self, buffer: SequenceRolloutBuffer) -> None:
-        """Let the KL to the reference count, log it, and adapt `kl_coef`."""
+    def _penalize_kl(self, buffer: SequenceRolloutBuffer) -> npt.NDArray[np.float32]:
+        """Let the KL to the reference count, log it, adapt `kl_coef`, and return it by token."""
         if self.reference is None:
             raise RuntimeError("There is no reference yet: call set_reference first.")
         size = self.micro_batch_size or self.batch_size
@@ -357,6 +390,7 @@ class TransformerAlgorithm(Recorded):
         if of_episodes and self.kl_target is not None:
             mean, count = float(np.mean(of_episodes)), len(of_episodes)
             self.kl_coef = adapt_kl_coef(self.kl_coef, mean, self.kl_target, count)
+        return kl
 
     @for_transformers
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -19,6 +19,7 @@ MINIMUMS = {
     "micro_batch_size": 1,
     "episodes_per_slot": 1,
     "critic_warmup": 0,
+    "dynamic_sampling": 0,
     "whiten_floor": 0,
     "vf_coef": 0,
 }
@@ -30,7 +31,10 @@ RANGES = {
     "gae_lambda_vf": (0, 1, True),
     "gae_length_alpha": (0, math.inf, False),
     "clip_range": (0, math.inf, False),
+    "clip_range_high": (0, math.inf, False),
     "clip_range_vf": (0, math.inf, False),
+    "epsilon": (0, math.inf, False),
+    "overlong_margin": (0, 1, True),
     "max_grad_norm": (0, math.inf, False),
     "target_kl": (0, math.inf, False),
     "learning_rate": (0, math.inf, True),
@@ -47,7 +51,14 @@ RANK_INVARIANT = (
     "n_epochs",
     "kl_coef",
     "target_kl",
+    "aggregation",
 )
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise a ValueError unless a value is one of those that a `Literal` has."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}.")
 
 
 def check_minimums(arguments: Mapping[str, Any]) -> None:

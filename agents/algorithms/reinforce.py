@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 import stable_baselines3
 from stable_baselines3.common.utils import LinearSchedule
 
-from agents import parallel
-from agents.algorithms.base import TransformerAlgorithm
+from agents.algorithms.critic_free import CriticFree
 from agents.learning.advantages import ReturnToGo
 from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss
 from agents.models.loading import ModelKind
 
 
-class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
+class Reinforce(CriticFree, stable_baselines3.A2C):
     """REINFORCE (Williams 1992): returns to go, whitened over a rollout; one step for each.
 
     It has no critic: no value head is run, and none is in memory. It trains `"TransformerPolicy"`
@@ -34,7 +33,6 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
             `micro_batch_size`, `policy_kwargs`, `seed`, `device`, ...
     """
 
-    transformers_only = True
     unused = ("gae_lambda", "vf_coef", "use_sde", "sde_sample_freq")
     text_defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
@@ -51,12 +49,6 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
     ) -> None:
         super().__init__(policy, env, *args, whole_episodes=whole_episodes, **kwargs)
 
-    def _setup_model(self) -> None:
-        if self.policy_kwargs.get("critic") or self.policy_kwargs.get("value_model") is not None:
-            raise ValueError("Reinforce has no critic: leave critic and value_model out.")
-        self.policy_kwargs = {**self.policy_kwargs, "critic": False}
-        super()._setup_model()
-
     def advantage_estimator(self) -> ReturnToGo:
         """Return what a token has earned from it on."""
         return ReturnToGo(self.gamma)
@@ -64,10 +56,3 @@ class Reinforce(TransformerAlgorithm, stable_baselines3.A2C):
     def losses(self) -> list[LossTerm]:
         """Return the policy gradient and the entropy."""
         return [PolicyGradientLoss(), EntropyLoss(self.ent_coef)]
-
-    def learn(self, *args: Any, **kwargs: Any) -> Any:
-        """Learn, as in SB3; Ctrl-C ends all ranks at the same place."""
-        if len(args) < 4:
-            kwargs.setdefault("tb_log_name", "Reinforce")
-        with parallel.interrupted_together():
-            return super().learn(*args, **kwargs)

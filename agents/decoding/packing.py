@@ -7,9 +7,12 @@ name of its own, pads the sequences and packs what comes out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch as th
 from transformers import AttentionInterface
 
@@ -19,6 +22,8 @@ ATTENTION = "textenvs_packed"
 
 # Sequences are set side by side with others at most so many times as long.
 LONGER = 1.5
+# Prefixes are shared where that saves one in so many tokens at least.
+SHARED_SHARE = 10
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,11 @@ class Group:
     places: th.Tensor
 
     @staticmethod
-    def of(real: th.Tensor) -> Group:
-        """Return the group of sequences whose tokens are where `real` is true."""
-        return Group(real, real.flatten().nonzero().squeeze(1))
+    def of(lengths: Sequence[int], device: th.device) -> Group:
+        """Return the group of sequences of these lengths, each from the first column on."""
+        real = np.arange(max(lengths)) < np.array(lengths)[:, None]
+        places = np.flatnonzero(real)
+        return Group(th.as_tensor(real, device=device), th.as_tensor(places, device=device))
 
     def pad(self, row: th.Tensor) -> th.Tensor:
         """Return (sequences, heads, width, size) of (1, heads, tokens, size)."""
@@ -52,45 +59,140 @@ class Group:
         return cast("th.Tensor", _Gather.apply(flat, self.places)).view(1, -1, heads, size)
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Sequences that go on from one prefix: what attention makes of them.
+
+    Args:
+        own: Where their own tokens belong, behind the prefix.
+        start: The first of the prefix's tokens in the row.
+        stop: One past the last.
+        seen: Boolean (1, 1, width, prefix + width): which keys a query sees.
+    """
+
+    own: Group
+    start: int
+    stop: int
+    seen: th.Tensor
+
+    @staticmethod
+    def of(lengths: Sequence[int], start: int, stop: int, device: th.device) -> Branches:
+        """Return those of sequences with so many tokens of their own."""
+        width = max(lengths)
+        seen = np.arange(stop - start + width) <= stop - start + np.arange(width)[:, None]
+        own = Group.of(lengths, device)
+        return Branches(own, start, stop, th.as_tensor(seen[None, None], device=device))
+
+    def keys(self, row: th.Tensor, own: th.Tensor) -> th.Tensor:
+        """Return (branches, heads, prefix + width, size) of a row and the branches' own part."""
+        padded = self.own.pad(own)
+        prefix = row[:, :, self.start : self.stop].expand(len(padded), -1, -1, -1)
+        return th.cat([prefix, padded], dim=2)
+
+
 class Packing:
     """A batch of sequences as one row: a sequence's tokens, then the next one's.
 
-    Neighbours of like length form a group, which attention pads. It pads little where the
-    sequences come in the order of their lengths.
+    Sequences come in the order of their lengths, and those of like length form a group, which
+    attention pads. A prefix that sequences share is there once, in front of what is their own.
 
     Args:
         wanted: Boolean (sequences, width), somewhere true in each sequence, which ends where it is
             true last.
+        tokens: (sequences, width), for prefixes that are the same up to where `wanted` is true
+            first to be there once. None: none is shared.
+
+    Attributes:
+        groups: Of sequences and prefixes that see nothing but themselves, as the row has them.
+        branches: Of sequences that go on from a prefix, behind those.
+        sizes: The tokens of each group, and of each prefix's branches.
+        actions: Where in the row the tokens are that are wanted, sequence by sequence.
     """
 
-    def __init__(self, wanted: th.Tensor) -> None:
-        real = ends(wanted)
-        self._whole = Group.of(real)
-        lengths = real.sum(dim=1).tolist()
-        self.groups: list[Group] = []
-        self.sizes: list[int] = []
-        start, shortest, longest = 0, lengths[0], lengths[0]
-        for stop, length in enumerate([*lengths[1:], None], start=1):
-            if length is None or max(longest, length) > LONGER * min(shortest, length):
-                self.groups.append(Group.of(real[start:stop, :longest]))
-                self.sizes.append(sum(lengths[start:stop]))
-                start, shortest, longest = stop, length or 0, length or 0
-            else:
-                shortest, longest = min(shortest, length), max(longest, length)
+    def __init__(self, wanted: th.Tensor, tokens: th.Tensor | None = None) -> None:
+        device, asked = wanted.device, wanted.cpu().numpy()
+        rows, self._width = asked.shape
+        lengths = self._width - asked[:, ::-1].argmax(axis=1)
+        first = asked.argmax(axis=1) + 1
+        shared = [] if tokens is None else shared_prefixes(tokens.cpu().numpy(), first, lengths)
+        self._full = int(lengths.sum()) == asked.size
+        # Of each sequence, how much of it stands with its prefix's first sequence.
+        until = lengths.copy()
+        branching: set[int] = set()
+        for members in shared:
+            until[members] = first[members[0]]
+            branching.update(members[1:])
+        roots = sorted((row for row in range(rows) if row not in branching), key=until.__getitem__)
+        # Where each sequence's tokens are in the row.
+        index = np.zeros(asked.shape, dtype=np.int64)
+        places: list[npt.NDArray[np.int64]] = []
+        at = 0
+
+        def place(row: int, start: int, stop: int) -> None:
+            nonlocal at
+            index[row, start:stop] = np.arange(at, at + stop - start)
+            places.append(row * self._width + np.arange(start, stop))
+            at += stop - start
+
+        for root in roots:
+            place(root, 0, int(until[root]))
+        self.groups = _groups([int(until[root]) for root in roots], device)
+        self.sizes = [len(group.places) for group in self.groups]
+        self.branches: list[Branches] = []
+        for members in shared:
+            root, length = members[0], int(first[members[0]])
+            index[members, :length] = index[root, :length]
+            for row in members:
+                place(row, length, int(lengths[row]))
+            own, start = [int(lengths[row]) - length for row in members], int(index[root, 0])
+            self.branches.append(Branches.of(own, start, start + length, device))
+            self.sizes.append(sum(own))
+        self._places = th.as_tensor(np.concatenate(places), device=device)
+        self.actions = th.as_tensor(index[asked], device=device)
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no padding in the batch."""
-        return len(self._whole.places) == self._whole.real.numel()
+        """Whether there is neither padding nor a shared prefix in the batch."""
+        return self._full and not self.branches
 
     @property
     def positions(self) -> th.Tensor:
         """Each token's position in its sequence, (1, tokens)."""
-        return (self._whole.places % self._whole.real.shape[1])[None]
+        return cast("th.Tensor", self._places % self._width)[None]
 
     def row(self, batch: th.Tensor) -> th.Tensor:
         """Return what belongs to the tokens, (1, tokens), of a batch (sequences, width)."""
-        return batch.flatten()[self._whole.places][None]
+        packed: th.Tensor = batch.flatten().index_select(0, self._places)
+        return packed[None]
+
+
+def _groups(lengths: list[int], device: th.device) -> list[Group]:
+    """Return sequences of like length, which come in the order of their lengths, as groups."""
+    groups, start = [], 0
+    for stop, length in enumerate([*lengths[1:], None], start=1):
+        if length is None or length > LONGER * lengths[start]:
+            groups.append(Group.of(lengths[start:stop], device))
+            start = stop
+    return groups
+
+
+def shared_prefixes(
+    tokens: npt.NDArray[Any], first: npt.NDArray[Any], lengths: npt.NDArray[Any]
+) -> list[list[int]]:
+    """Return which sequences have a prefix in common, if that saves enough; at least two each.
+
+    Args:
+        tokens: (sequences, width)
+        first: (sequences,) the length of each prefix.
+        lengths: (sequences,) of the whole sequences.
+    """
+    found: dict[bytes, list[int]] = {}
+    for row, length in enumerate(first.tolist()):
+        if length < lengths[row]:  # the rest has a token at least
+            found.setdefault(tokens[row, :length].tobytes(), []).append(row)
+    shared = [members for members in found.values() if len(members) > 1]
+    saved = sum(int(first[members[0]]) * (len(members) - 1) for members in shared)
+    return shared if saved * SHARED_SHARE >= lengths.sum() else []
 
 
 def ends(wanted: th.Tensor) -> th.Tensor:
@@ -144,10 +246,15 @@ def packed_attention(
 ) -> tuple[th.Tensor, None]:
     """Attend within sequences to what comes before; see `transformers.AttentionInterface`."""
     outputs = []
-    rows = (tensor.split(packing.sizes, dim=2) for tensor in (query, key, value))
-    for group, q, k, v in zip(packing.groups, *rows, strict=True):
+    rows = [tensor.split(packing.sizes, dim=2) for tensor in (query, key, value)]
+    whole = len(packing.groups)
+    for group, q, k, v in zip(packing.groups, *(row[:whole] for row in rows), strict=True):
         batch = group.pad(q), group.pad(k), group.pad(v)
         outputs.append(group.pack(causal_attention(module, *batch, **kwargs)))
+    for branches, q, k, v in zip(packing.branches, *(row[whole:] for row in rows), strict=True):
+        batch = branches.own.pad(q), branches.keys(key, k), branches.keys(value, v)
+        attended = causal_attention(module, *batch, seen=branches.seen, **kwargs)
+        outputs.append(branches.own.pack(attended))
     return th.cat(outputs, dim=1), None
 
 

@@ -144,10 +144,15 @@ class PrefixCache:
         known = np.minimum(self._known(tokens, lengths, rows), until)
         if _mask_numbers(known, until) > MASK_NUMBERS:
             known[known < until // 2] = 0  # to read a little twice takes less than a mask
+        copies = _copies(tokens, known, until)
+        known[list(copies)] = until[list(copies)]
         for some in self._forwards(known, until):
             if self._compiled and len(some) == 1:
                 some = np.repeat(some, 2)  # compilers take a single row for a case of its own
             self._read(forward, rows[some], tokens[some], known[some], lengths[some] - 1, device)
+        if copies:
+            of, to = rows[list(copies.values())], rows[list(copies)]
+            self.key_values.copy_rows(th.as_tensor(of), th.as_tensor(to), int(until.max()))
 
     def _forwards(self, known: Tokens, until: Tokens) -> Iterator[npt.NDArray[np.intp]]:
         """Yield which rows, known and wanted up to these tokens, are read in one forward."""
@@ -155,7 +160,7 @@ class PrefixCache:
         some = np.flatnonzero(missing)
         groups = [some]
         too_much = len(some) * int(missing.max()) > self._prefill_tokens
-        if too_much or _mask_numbers(known, until) > MASK_NUMBERS:
+        if too_much or _mask_numbers(known[some], until[some]) > MASK_NUMBERS:
             # Rows of which nothing is known need no mask.
             groups = [some[known[some] == 0], some[known[some] > 0]]
         for group in groups:
@@ -211,6 +216,17 @@ class PrefixCache:
                 seen[:] = observation[key]
             elif len(others):
                 seen[others] = observation[key][others]
+
+
+def _copies(tokens: Tokens, known: Tokens, until: Tokens) -> dict[int, int]:
+    """Return which rows are to be copied, and from which: the one of the same that knows most."""
+    sources: dict[bytes, int] = {}
+    copies = {}
+    for row in np.argsort(-known, kind="stable").tolist():
+        source = sources.setdefault(tokens[row, : until[row]].tobytes(), row)
+        if source != row and known[row] < until[row]:
+            copies[row] = source
+    return copies
 
 
 def _mask_numbers(known: Tokens, until: Tokens) -> int:

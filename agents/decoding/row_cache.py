@@ -26,6 +26,12 @@ class KeyValues:
                     layers[i] = old.new_zeros(rows, old.shape[1], positions, old.shape[3])
                     layers[i][:, :, : old.shape[2]] = old
 
+    def copy_rows(self, of: th.Tensor, to: th.Tensor, positions: int) -> None:
+        """Give rows (n,) what other rows (n,) have in so many positions, from the first on."""
+        for layer in (*self.keys, *self.values):
+            where = to.to(layer.device)
+            layer[where, :, :positions] = layer[of.to(layer.device), :, :positions]
+
     def keep_rows(self, rows: th.Tensor) -> None:
         """Keep these rows (n,) alone, in this order, and let the memory of the others go."""
         for layers in (self.keys, self.values):

@@ -105,10 +105,22 @@ class ReturnToGo:
 
     def __call__(self, rollout: SequenceRolloutBuffer) -> tuple[Floats, Floats]:
         """Return the discounted sum of the rewards to come, twice."""
-        returns = np.zeros_like(rollout.rewards)
-        to_come = np.zeros(rollout.n_envs)
-        for step in reversed(range(len(returns))):
-            to_come = rollout.rewards[step] + self.gamma * to_come
-            returns[step] = to_come
-            to_come = np.where(rollout.episode_starts[step], 0.0, to_come)
+        returns = returns_to_go(rollout, rollout.rewards, self.gamma)
         return returns, returns.copy()
+
+
+def returns_to_go(rollout: SequenceRolloutBuffer, numbers: Floats, gamma: float) -> Floats:
+    """Return for each step the discounted sum of numbers from there to the end of the episode.
+
+    Args:
+        rollout: Where episodes begin.
+        numbers: (steps, environments), 0 where there is no step.
+        gamma: The discount of a step.
+    """
+    sums = np.zeros_like(numbers)
+    to_come = np.zeros(rollout.n_envs)
+    for step in reversed(range(len(sums))):
+        to_come = numbers[step] + gamma * to_come
+        sums[step] = to_come
+        to_come = np.where(rollout.episode_starts[step], 0.0, to_come)
+    return sums

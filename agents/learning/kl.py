@@ -8,8 +8,8 @@ import torch as th
 
 KLEstimator = Literal["k1", "k3"]
 ESTIMATORS = ("k1", "k3")
-KLPlace = Literal["reward", "loss"]
-PLACES = ("reward", "loss")
+KLPlace = Literal["reward", "loss", "advantage"]
+PLACES = ("reward", "loss", "advantage")
 
 
 def estimate_kl(
@@ -58,7 +58,7 @@ def check_kl_arguments(
     if estimator not in ESTIMATORS:
         raise ValueError(f"kl_estimator must be 'k1' or 'k3', but it is {estimator!r}.")
     if place not in PLACES:
-        raise ValueError(f"kl_in must be 'reward' or 'loss', but it is {place!r}.")
+        raise ValueError(f"kl_in must be 'reward', 'loss' or 'advantage', but it is {place!r}.")
     if kl_target is not None and not (kl_target > 0 and kl_coef > 0):
         raise ValueError(
             f"kl_target={kl_target} adapts kl_coef, so both must be positive; kl_coef is {kl_coef}."

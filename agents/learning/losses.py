@@ -8,13 +8,35 @@ one of clipped and unclipped, as in the authors' code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch as th
 
 from agents.learning.kl import KLEstimator, estimate_kl
 from agents.policies.base import Scores
 from agents.rollouts.sequences import TokenBatch
+
+# What a ratio is of: a token; all tokens of a sequence, as their mean in logarithms (GSPO, Zheng et
+# al. 2025); or their product.
+RatioLevel = Literal["token", "sequence", "product"]
+
+
+def ratios(batch: TokenBatch, new: Scores, level: RatioLevel = "token") -> th.Tensor:
+    """Return how many times as likely as in the rollout actions are, (actions,), with gradients.
+
+    Args:
+        batch: What the rollout knows of the actions.
+        new: What the present policy makes of them.
+        level: See `RatioLevel`; all actions of a sequence have its ratio.
+    """
+    logarithms = new.log_probs - batch.old_log_probs
+    if level == "token":
+        return logarithms.exp()
+    sums = logarithms.new_zeros(len(batch.policy_versions))
+    sums = sums.index_add(0, batch.sequence_ids, logarithms)
+    if level == "sequence":
+        sums = sums / batch.sequence_lengths
+    return sums.exp()[batch.sequence_ids]
 
 
 class LossTerm(Protocol):
@@ -52,19 +74,74 @@ class ClippedPolicyLoss:
     """PPO's: minus the advantage times the ratio, clipped where that would be too good.
 
     Args:
-        clip_range: How far from 1 the ratio counts.
+        clip_range: How far below 1 the ratio counts.
+        clip_range_high: How far above. None: as far.
+        ratio_level: What the ratio is of; see `ratios`.
     """
 
     clip_range: float
+    clip_range_high: float | None = None
+    ratio_level: RatioLevel = "token"
     name: str = "policy_gradient_loss"
     weight: float = 1.0
     uses_entropy: ClassVar[bool] = False
 
     def __call__(self, batch: TokenBatch, new: Scores) -> th.Tensor:
         """Return the loss of each action."""
-        ratio = (new.log_probs - batch.old_log_probs).exp()
-        clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+        ratio = ratios(batch, new, self.ratio_level)
+        high = self.clip_range if self.clip_range_high is None else self.clip_range_high
+        clipped = ratio.clamp(1 - self.clip_range, 1 + high)
         return -th.min(batch.advantages * ratio, batch.advantages * clipped)
+
+
+@dataclass(frozen=True)
+class CappedPolicyLoss:
+    """CISPO's: the policy gradient, each token weighted by its ratio up to a cap.
+
+    No token is left out, however far its ratio is (MiniMax, "MiniMax-M1", 2025).
+
+    Args:
+        cap: The largest weight itself.
+        ratio_level: What the ratio is of; see `ratios`.
+    """
+
+    cap: float
+    ratio_level: RatioLevel = "token"
+    name: str = "policy_gradient_loss"
+    weight: float = 1.0
+    uses_entropy: ClassVar[bool] = False
+
+    def __call__(self, batch: TokenBatch, new: Scores) -> th.Tensor:
+        """Return the loss of each action."""
+        weights = ratios(batch, new, self.ratio_level).detach().clamp(max=self.cap)
+        return -(weights * batch.advantages * new.log_probs)
+
+
+@dataclass(frozen=True)
+class SoftPolicyLoss:
+    """A gate instead of a clip: the farther a ratio is from 1, the less its gradient counts.
+
+    Gao et al., "Soft Adaptive Policy Optimization" (2025).
+
+    Args:
+        positive: How steep the gate is for advantages above 0.
+        negative: How steep it is for the others.
+        ratio_level: What the ratio is of; see `ratios`.
+    """
+
+    positive: float = 1.0
+    negative: float = 1.05
+    ratio_level: RatioLevel = "token"
+    name: str = "policy_gradient_loss"
+    weight: float = 1.0
+    uses_entropy: ClassVar[bool] = False
+
+    def __call__(self, batch: TokenBatch, new: Scores) -> th.Tensor:
+        """Return the loss of each action."""
+        ratio = ratios(batch, new, self.ratio_level)
+        steep = th.where(batch.advantages > 0, self.positive, self.negative)
+        gate = th.sigmoid(steep * (ratio - 1)) * 4 / steep
+        return -(gate * batch.advantages)
 
 
 @dataclass(frozen=True)
@@ -130,17 +207,20 @@ class KLLoss:
     Args:
         weight: `kl_coef`.
         estimator: See `estimate_kl`.
+        corrected: Whether each token is weighted by its own ratio, whatever the loss of the policy
+            weights it by. GRPO as published does not.
     """
 
     weight: float
     estimator: KLEstimator = "k1"
+    corrected: bool = True
     name: str = "kl_loss"
     uses_entropy: ClassVar[bool] = False
 
     def __call__(self, batch: TokenBatch, new: Scores) -> th.Tensor:
         """Return the loss of each action."""
-        ratio = (new.log_probs - batch.old_log_probs).exp()
-        return ratio * estimate_kl(new.log_probs, batch.ref_log_probs, self.estimator)
+        estimate = estimate_kl(new.log_probs, batch.ref_log_probs, self.estimator)
+        return ratios(batch, new) * estimate if self.corrected else estimate
 
 
 @dataclass(frozen=True)
@@ -159,16 +239,27 @@ class ApproximateKL:
 
 @dataclass(frozen=True)
 class ClipFraction:
-    """The share of actions whose ratio is farther from 1 than it counts; logged alone."""
+    """The share of actions whose ratio is farther from 1 than it counts; logged alone.
+
+    Args:
+        clip_range: How far below 1 it counts.
+        clip_range_high: How far above. None: as far.
+        ratio_level: What the ratio is of; see `ratios`.
+    """
 
     clip_range: float
+    clip_range_high: float | None = None
+    ratio_level: RatioLevel = "token"
     name: str = "clip_fraction"
     weight: float = 0.0
     uses_entropy: ClassVar[bool] = False
 
     def __call__(self, batch: TokenBatch, new: Scores) -> th.Tensor:
         """Return 1 or 0 for each action."""
-        return (ratio_errors(batch, new) > self.clip_range).float()
+        high = self.clip_range if self.clip_range_high is None else self.clip_range_high
+        with th.no_grad():
+            ratio = ratios(batch, new, self.ratio_level)
+        return ((ratio < 1 - self.clip_range) | (ratio > 1 + high)).float()
 
 
 def ratio_errors(batch: TokenBatch, new: Scores) -> th.Tensor:

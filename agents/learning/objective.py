@@ -121,5 +121,4 @@ class Objective:
         if self.aggregation == "constant":
             assert self.constant_length is not None
             return values.sum() / self.constant_length
-        lengths = th.bincount(batch.sequence_ids)
-        return (values / lengths[batch.sequence_ids]).sum()
+        return (values / batch.sequence_lengths[batch.sequence_ids]).sum()

@@ -83,6 +83,24 @@ def penalize_kl(
     return kl
 
 
+def penalize_overlong(buffer: SequenceRolloutBuffer, budget: int, margin: int) -> None:
+    """Take off the rewards of responses that come near to their budget, or use it up.
+
+    Nothing up to a margin before the budget, 1 at the budget, and a straight line between them (Yu
+    et al., "DAPO", 2025).
+
+    Args:
+        buffer: The complete rollout.
+        budget: The tokens that a response may have.
+        margin: How many tokens before its end the penalty begins.
+    """
+    for sequence in buffer.sequences:
+        for turn in sequence.segments:
+            length = turn.begun + turn.stop - turn.start
+            over = min(1.0, max(0.0, (length - (budget - margin)) / margin))
+            buffer.rewards[turn.stop - 1, sequence.env] -= over
+
+
 def whiten_rewards(buffer: SequenceRolloutBuffer, floor: float = 0.0) -> None:
     """Give the rewards a standard deviation of 1, and leave them their mean.
 

@@ -27,11 +27,13 @@ class Capabilities:
         caches: Why keys and values cannot be remembered, or None: they can.
         packs: Why sequences cannot be computed in one row without padding, or None: they can.
         compiles: Why steps cannot be compiled, or None: they can.
+        shares: Why prefixes that sequences share cannot be computed once, or None: they can.
     """
 
     caches: str | None = None
     packs: str | None = None
     compiles: str | None = None
+    shares: str | None = None
 
 
 class Backbone(th.nn.Module, ABC):
@@ -51,7 +53,7 @@ class Backbone(th.nn.Module, ABC):
     hidden_size: int
     num_logits: int
     layout: SequenceLayout
-    capabilities: Capabilities = Capabilities("no cache", "no packing", "no programs")
+    capabilities: Capabilities = Capabilities("no cache", "no packing", "no programs", "no packing")
     adapter: Adapter | None = None
     longest: float | None = None
 

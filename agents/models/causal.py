@@ -134,17 +134,23 @@ class CausalBackbone(Backbone):
 
     def hidden_states(self, batch: SequenceBatch) -> th.Tensor:
         """Return the hidden states (actions, hidden) that actions were chosen from, row by row."""
-        packs = self.capabilities.packs is None
-        return self.packed(batch) if packs else self.padded(batch)
+        if self.capabilities.packs is not None:
+            return self.padded(batch)
+        return self.packed(batch, share=self.capabilities.shares is None)
 
     def padded(self, batch: SequenceBatch) -> th.Tensor:
         """Return what `hidden_states` does, with padding."""
         tokens = self._readable(batch.tokens, ends(batch.action_positions))
         return self.trunk(input_ids=tokens, use_cache=False)[batch.action_positions]
 
-    def packed(self, batch: SequenceBatch) -> th.Tensor:
-        """Return what `hidden_states` does, without padding; see `agents.decoding.packing`."""
-        packing = Packing(batch.action_positions)
+    def packed(self, batch: SequenceBatch, share: bool = True) -> th.Tensor:
+        """Return what `hidden_states` does, without padding; see `agents.decoding.packing`.
+
+        Args:
+            batch: The sequences.
+            share: Whether prefixes that they share are computed once.
+        """
+        packing = Packing(batch.action_positions, batch.tokens if share else None)
         if packing.is_full:
             return self.padded(batch)
         tokens = packing.row(batch.tokens)
@@ -155,7 +161,7 @@ class CausalBackbone(Backbone):
                 use_cache=False,
                 packing=packing,
             )
-        return hidden[packing.row(batch.action_positions)]
+        return hidden[0].index_select(0, packing.actions)
 
     def logits(self, hidden: th.Tensor) -> th.Tensor:
         """Return the logits of hidden states."""

@@ -52,8 +52,8 @@ class Probed(Protocol):
         """Return the hidden states of sequences' actions."""
         ...
 
-    def packed(self, batch: SequenceBatch) -> th.Tensor:
-        """Return the same, computed in one row."""
+    def packed(self, batch: SequenceBatch, share: bool = True) -> th.Tensor:
+        """Return the same, computed in one row, shared prefixes once or not."""
         ...
 
     def last_hidden(self, observation: Observation) -> th.Tensor:
@@ -88,15 +88,16 @@ def probe(backbone: Probed) -> Capabilities:
                 "not supported: choose another causal model (GPT-2, Llama, Qwen, Mistral, ...)."
             )
         packs = why_no_packing(backbone)
+        shares = "it does not pack" if packs is not None else why_no_sharing(backbone)
         caches = why_no_cache(backbone)
     if caches is None:
-        return Capabilities(packs=packs)
+        return Capabilities(packs=packs, shares=shares)
     warnings.warn(
         f"{name} cannot go on from the keys and values of rows of different lengths ({caches}): "
         "each token of a rollout will cost its whole context.",
         stacklevel=4,
     )
-    return Capabilities(caches, packs, "only steps that go on from a cache are compiled")
+    return Capabilities(caches, packs, "only steps that go on from a cache are compiled", shares)
 
 
 def why_not_causal(backbone: Probed) -> str | None:
@@ -147,6 +148,15 @@ def why_no_packing(backbone: Probed) -> str | None:
         return f"its attention is {attention!r}, and only 'sdpa' is packed"
     tokens = th.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
     wanted = th.arange(4) < th.tensor([[4], [3], [1]])  # two beside each other, one alone
+    batch = SequenceBatch(tokens, wanted, wanted)
+    return _why_not(partial(backbone.packed, batch, share=False), backbone.padded(batch))
+
+
+def why_no_sharing(backbone: Probed) -> str | None:
+    """Return why a model cannot compute prefixes that sequences share once."""
+    tokens = th.tensor([[0, 1, 0, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 0, 1], [0, 1, 0, 0, 0]])
+    places = th.arange(5)
+    wanted = (places >= 2) & (places < th.tensor([[5], [3], [4], [5]]))
     batch = SequenceBatch(tokens, wanted, wanted)
     return _why_not(partial(backbone.packed, batch), backbone.padded(batch))
 

@@ -15,7 +15,14 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from agents.models.layout import CausalLayout, SequenceBatch, SequenceLayout
 from agents.rollouts.recorder import SequenceRecorder
-from agents.rollouts.sequences import Segment, Sequence, TokenBatch, split_by_size, split_evenly
+from agents.rollouts.sequences import (
+    Segment,
+    Sequence,
+    TokenBatch,
+    by_group,
+    split_by_size,
+    split_evenly,
+)
 
 Observation = dict[str, npt.NDArray[np.int64]]
 FLOATS = ("rewards", "returns", "values", "log_probs", "advantages", "ref_log_probs")
@@ -56,10 +63,15 @@ class SequenceRolloutBuffer(RolloutBuffer):
     Attributes:
         lengths: (n_envs,) how many steps each environment has.
         truncations: The episodes that were truncated.
+        cut_turns: Environment and last step of the turns that their budget ended.
+        examples: By environment and first step, the index of the example of each episode that
+            began, as far as the environment tells.
         last_values: (n_envs,) values of what followed the last steps.
         last_dones: (n_envs,) whether they ended their episodes.
         layout: How tokens become sequences; that of the policy's model.
         group_size: So many neighbouring environments answer the same prompts.
+        first_episodes: (n_envs,) how many episodes each environment has had before the rollout.
+            None: as many.
         policy_version: Of the policy whose rollout it is.
     """
 
@@ -69,6 +81,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     last_dones: npt.NDArray[np.bool_]
     layout: SequenceLayout = CausalLayout()
     group_size = 1
+    first_episodes: npt.NDArray[np.intp] | None = None
     policy_version = 0
 
     def __init__(
@@ -92,8 +105,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.episode_starts = np.zeros(shape, dtype=np.bool_)
         for name in FLOATS:
             setattr(self, name, np.zeros(shape, dtype=np.float32))
-        self._recorder = SequenceRecorder(self.layout, self.n_envs, self.group_size)
+        self._recorder = SequenceRecorder(
+            self.layout, self.n_envs, self.group_size, self.first_episodes
+        )
         self.truncations: list[Truncation] = []
+        self.cut_turns: set[tuple[int, int]] = set()
+        self.examples: dict[tuple[int, int], int] = {}
         self.lengths = np.zeros(self.n_envs, dtype=np.intp)
         self._next_lengths = np.zeros(self.n_envs, dtype=np.int64)
         self.pos = 0
@@ -241,6 +258,17 @@ class SequenceRolloutBuffer(RolloutBuffer):
         cut = {s.episode for s in self.sequences if not self.is_complete(s)}
         self.sequences = [s for s in self.sequences if s.episode not in cut]
 
+    def drop_truncated(self) -> None:
+        """Leave out episodes that were truncated, and those with a turn that its budget ended.
+
+        What they earned stays in the arrays.
+        """
+        cut = {(truncation.slot, truncation.step) for truncation in self.truncations}
+        cut |= self.cut_turns
+        ends = ((s.episode, (s.env, t.stop - 1)) for s in self.sequences for t in s.segments)
+        episodes = {episode for episode, end in ends if end in cut}
+        self.sequences = [s for s in self.sequences if s.episode not in episodes]
+
     def is_complete(self, sequence: Sequence) -> bool:
         """Return whether a sequence's episode ended within the rollout."""
         ended = sequence.segments[-1].stop < self.lengths[sequence.env]
@@ -258,10 +286,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def minibatches(
         self, batch_size: int | None, groups: int | None = None
     ) -> list[list[Sequence]]:
-        """Split the sequences, in random order, into groups; see `split_evenly`."""
+        """Split the sequences, in random order, into minibatches; see `split_evenly`.
+
+        Those that answer one prompt come together, so that it is read once.
+        """
         assert self.full, "The rollout is not complete."
-        order = np.random.permutation(len(self.sequences))
-        return split_evenly([self.sequences[i] for i in order], batch_size, groups)
+        together = list(by_group(self.sequences))
+        order = np.random.permutation(len(together))
+        return split_evenly([s for i in order for s in together[i]], batch_size, groups)
 
     def parts(self, size: int | None) -> list[list[Sequence]]:
         """Split all sequences into parts of at most `size` actions; see `split_by_size`."""
@@ -300,6 +332,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         return TokenBatch(
             self.collate(sequences),
             self._tensor(np.array([sequence.policy_version for sequence in sequences])),
+            self._tensor(np.array(counts)),
             actions=self._tensor(self.actions[index].astype(np.int64)),
             turn_ids=self._tensor(np.concatenate([sequence.turns for sequence in sequences])),
             **{name: self._tensor(array[index]) for name, array in floats.items()},

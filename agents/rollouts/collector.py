@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from agents.rollouts.deferred import DeferredRewards, deferred_rewards
 from agents.rollouts.unfinished import UnfinishedEpisode, put_back
 from agents.rollouts.vec_env import GymnasiumVecEnv
 from textenvs.envs.observations import Observations
+from textenvs.task import Transcript
 
 
 class Agent(Protocol):
@@ -41,17 +43,25 @@ class StepSource:
         episodes_per_slot: Episodes of each slot, all of them whole. A slot that has had its own
             leaves the batch and waits. It needs environments made by `gym.make_vec`, with no more
             than a monitor around them. None: `n_steps`.
+        resample: Asked when all slots have had their episodes and these are scored: whether each
+            is to have as many again. None: never.
 
     Raises:
         ValueError: If the environment's slots cannot wait.
     """
 
     def __init__(
-        self, agent: Agent, env: VecEnv, n_steps: int, episodes_per_slot: int | None = None
+        self,
+        agent: Agent,
+        env: VecEnv,
+        n_steps: int,
+        episodes_per_slot: int | None = None,
+        resample: Callable[[SequenceRolloutBuffer], bool] | None = None,
     ) -> None:
         self._agent, self._env = agent, env
         self._n_steps = n_steps
         self._episodes = episodes_per_slot
+        self._resample = resample
         # Only without wrappers in between are observations known to be as the engine made them,
         # so that the versions of their prompts hold.
         self._adapter = native_adapter(env)
@@ -64,14 +74,33 @@ class StepSource:
         """Collect a rollout; see `RolloutSource`."""
         agent = self._agent
         policy.set_training_mode(False)
-        buffer.reset()
-        callback.on_rollout_start()
-        if self._episodes is not None and not np.all(agent._last_episode_starts):
+        native = None if self._adapter is None else self._adapter.native
+        begins = np.all(agent._last_episode_starts) and (
+            native is None or native.engine.groups_agree
+        )
+        if self._episodes is not None and not begins:
             agent._last_obs = self._env.reset()
             agent._last_episode_starts = np.ones(self._env.num_envs, dtype=np.bool_)
+        if native is not None:
+            drawn = np.array(native.engine.drawn)
+            buffer.first_episodes = drawn - drawn.min()
+        buffer.reset()
+        callback.on_rollout_start()
         starts = agent._last_episode_starts  # an episode that was reset does not go on
         put_back(buffer, (e for e in agent.unfinished if not starts[e["slot"]]))
         policy.start_rollout(self._n_steps)
+        goes_on = self._collect(policy, buffer, callback)
+        while goes_on and self._resample is not None and self._resample(buffer):
+            goes_on = self._collect(policy, buffer, callback)
+        if goes_on:
+            buffer.finish(self._last_values(policy), agent._last_episode_starts)
+        return goes_on
+
+    def _collect(
+        self, policy: TransformerPolicy, buffer: SequenceRolloutBuffer, callback: BaseCallback
+    ) -> bool:
+        """Let each slot have its steps or episodes, and score them all."""
+        agent = self._agent
         with deferred_rewards(self._env, agent.record_infos) as deferred:
             try:
                 if self._episodes is None:
@@ -85,8 +114,6 @@ class StepSource:
                     # The monitor's sums lack what was not scored: these episodes cannot go on.
                     agent._last_obs = None
                 raise
-        if goes_on:
-            buffer.finish(self._last_values(policy), agent._last_episode_starts)
         return goes_on
 
     def _collect_steps(
@@ -135,9 +162,15 @@ class StepSource:
     ) -> bool:
         """Make a step of some slots; callbacks see the local variables that SB3's loop has."""
         agent, env = self._agent, self._env
+        native = None if self._adapter is None else self._adapter.native
         whole = len(slots) == env.num_envs
         last = agent._last_obs if self._adapter is not None else dict(agent._last_obs)
         obs = last if whole else rows_of(last, slots)
+        begun = slots[np.asarray(agent._last_episode_starts)[slots]]
+        if native is not None and len(begun):
+            playing = native.engine.playing
+            for slot in begun.tolist():
+                rollout_buffer.examples[slot, int(rollout_buffer.lengths[slot])] = playing[slot]
         tokens, log_probs, values = policy.act(obs)
         actions = self._of_all(tokens, slots)
         new_obs, rewards, dones, infos = self._env_step(actions, slots)
@@ -171,6 +204,10 @@ class StepSource:
             if infos[slot].get("TimeLimit.truncated") and last is not None:
                 truncation = Truncation(int(places[slot]), slot, last)
                 rollout_buffer.truncations.append(truncation)
+        for slot, info in enumerate(infos):
+            transcript = info.get("transcript")
+            if isinstance(transcript, Transcript) and not transcript.stopped:
+                rollout_buffer.cut_turns.add((slot, int(places[slot])))
         if deferred is None:
             agent.record_infos(infos, dones)
         else:

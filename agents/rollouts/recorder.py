@@ -16,6 +16,7 @@ class SequenceRecorder:
         layout: Whether a turn goes on with a sequence, and what the model reads.
         n_envs: The number of environments.
         group_size: So many neighbouring environments answer the same prompts.
+        first: (n_envs,) how many episodes each has had before. None: as many.
 
     Raises:
         ValueError: If the environments make no whole groups.
@@ -24,13 +25,20 @@ class SequenceRecorder:
         sequences: Those that are complete.
     """
 
-    def __init__(self, layout: SequenceLayout, n_envs: int, group_size: int) -> None:
+    def __init__(
+        self,
+        layout: SequenceLayout,
+        n_envs: int,
+        group_size: int,
+        first: npt.NDArray[np.intp] | None = None,
+    ) -> None:
         if n_envs % group_size:
             raise ValueError(f"{n_envs} environments make no whole groups of {group_size}.")
         self.sequences: list[Sequence] = []
         self._layout, self._n_envs, self._group_size = layout, n_envs, group_size
         self._open: list[Sequence | None] = [None] * n_envs
         self._episodes = np.zeros(n_envs, dtype=np.intp)
+        self._first = np.zeros(n_envs, dtype=np.intp) if first is None else first
 
     def begin(
         self,
@@ -62,11 +70,11 @@ class SequenceRecorder:
             self.close(env, actions)
         if episode_start or start == 0:
             self._episodes[env] += 1
-        number, groups = int(self._episodes[env]) - 1, self._n_envs // self._group_size
+        number = int(self._episodes[env]) - 1
         self._open[env] = Sequence(
             env,
             episode=number * self._n_envs + env,
-            group=number * groups + env // self._group_size,
+            group=self._group(env, number),
             policy_version=policy_version,
             segments=[Segment(context, start, begun)],
         )
@@ -85,8 +93,12 @@ class SequenceRecorder:
         self._episodes[env] = 1
         for segments in sequences:
             self.close(env, actions[: segments[0].start])
-            group = env // self._group_size
-            self._open[env] = Sequence(env, env, group, policy_version, segments)
+            self._open[env] = Sequence(env, env, self._group(env, 0), policy_version, segments)
+
+    def _group(self, env: int, number: int) -> int:
+        """Return the number of the group that an environment's episode of the rollout is of."""
+        groups = self._n_envs // self._group_size
+        return int(self._first[env] + number) * groups + env // self._group_size
 
     def close(self, env: int, actions: npt.NDArray[np.int32]) -> None:
         """Complete an environment's running sequence, if there is one."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -74,11 +76,12 @@ class Sequence:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences and their actions, as losses see them; all but two fields are (actions,).
+    """Sequences and their actions, as losses see them; all but three fields are (actions,).
 
     Args:
         sequences: What the model reads.
         policy_versions: (sequences,) which policy made each; see `Sequence`.
+        sequence_lengths: (sequences,) how many actions each has.
         actions: The tokens emitted, sequence by sequence.
         old_log_probs: Their log-probabilities when they were sampled.
         ref_log_probs: The same of the reference model; 0 without one.
@@ -93,6 +96,7 @@ class TokenBatch:
 
     sequences: SequenceBatch
     policy_versions: th.Tensor
+    sequence_lengths: th.Tensor
     actions: th.Tensor
     old_log_probs: th.Tensor
     ref_log_probs: th.Tensor
@@ -107,6 +111,21 @@ class TokenBatch:
     def with_advantages(self, advantages: th.Tensor) -> TokenBatch:
         """Return the same with other advantages."""
         return replace(self, advantages=advantages)
+
+
+def by_group(sequences: Iterable[Sequence]) -> Iterable[list[Sequence]]:
+    """Return the sequences of each group, in the order of their first ones.
+
+    Of a group of one episode, each sequence by itself.
+    """
+    groups: dict[int, list[Sequence]] = {}
+    for sequence in sequences:
+        groups.setdefault(sequence.group, []).append(sequence)
+    for members in groups.values():
+        if len({sequence.episode for sequence in members}) > 1:
+            yield members
+        else:
+            yield from ([sequence] for sequence in members)
 
 
 def split_evenly(
@@ -132,7 +151,8 @@ def split_evenly(
 def split_by_size(sequences: list[Sequence], size: int | None) -> list[list[Sequence]]:
     """Split sequences into parts of at most `size` actions, one sequence at least.
 
-    Sequences of like length come together, so that little is padded.
+    Sequences of like length come together, so that little is padded; before that, those that
+    answer one prompt.
 
     Args:
         sequences: What to split.
@@ -140,7 +160,9 @@ def split_by_size(sequences: list[Sequence], size: int | None) -> list[list[Sequ
     """
     parts: list[list[Sequence]] = []
     actions = 0
-    for sequence in sorted(sequences, key=lambda s: s.length):
+    groups = [sorted(group, key=lambda s: s.length) for group in by_group(sequences)]
+    groups.sort(key=lambda group: group[-1].length)
+    for sequence in chain.from_iterable(groups):
         actions += sequence.num_actions
         if not parts or (size is not None and actions > size):
             parts.append([])

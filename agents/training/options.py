@@ -14,6 +14,7 @@ MINIMUMS = {
     **algorithm_minimums,
     "timesteps": 1,
     "num_envs": 1,
+    "group_size": 1,
     "eval_examples": 1,
     "warm_start": 0,
     "warm_start_batch_size": 1,
@@ -63,7 +64,9 @@ class RunOptions(DataOptions):
     timesteps: int = 131_072
     """Tokens to train on."""
     algo: str = "ppo"
-    """The algorithm: ppo, a2c or reinforce."""
+    """The algorithm: ppo, grpo, rloo, reinforce++, remax, a2c or reinforce."""
+    recipe: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"] | None = None
+    """Of grpo: what was published under this name. Default: grpo."""
     model: str = "tiny"
     """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
     eval_dataset: str | None = None
@@ -76,32 +79,59 @@ class RunOptions(DataOptions):
     """Demonstrated episodes to a step."""
     num_envs: int = 64
     """Episodes side by side."""
+    group_size: int | None = None
+    """So many of them answer one prompt. Default: 8 where the algorithm compares them, else 1."""
+    sampling: Literal["random", "epoch"] = "random"
+    """Which example is played next: any, or each once before any again."""
     episodes_per_slot: int | None = None
-    """Whole episodes from each slot between updates, instead of n-steps tokens."""
+    """Whole episodes from each slot between updates, instead of n-steps tokens. Default: 1 for
+    algorithms that compare episodes."""
     n_steps: int = 64
     """Tokens from each episode slot between updates."""
     batch_size: int | None = None
     """Tokens to a minibatch. Default: the algorithm's; for ppo 1,024, or the whole rollout."""
-    n_epochs: int = 4
-    """Passes over each rollout."""
+    n_epochs: int | None = None
+    """Passes over each rollout. Default: the algorithm's; for ppo 4, for grpo 1."""
     learning_rate: float | None = None
     """At the start; it falls to 0 linearly. Default: the algorithm's, for the kind of model."""
-    kl_coef: float = 0.05
-    """What a nat of KL to the warm-started model costs."""
+    kl_coef: float | None = None
+    """What a nat of KL to the warm-started model costs. Default: 0.05; for grpo the recipe's."""
     kl_target: float | None = None
     """Adapt kl_coef to reach this KL, in nats per episode."""
-    kl_estimator: Literal["k1", "k3"] = "k1"
-    """How the KL of a token is estimated."""
-    kl_in: Literal["reward", "loss"] = "reward"
-    """Where the KL counts."""
+    kl_estimator: Literal["k1", "k3"] | None = None
+    """How the KL of a token is estimated. Default: k1; for grpo the recipe's."""
+    kl_in: Literal["reward", "loss", "advantage"] | None = None
+    """Where the KL counts. Default: in the reward; for grpo the recipe's."""
+    kl_correction: bool | None = None
+    """Whether a KL in the loss is weighted by the ratio. Default: the recipe's."""
+    baseline: Literal["group", "leave_one_out", "batch", "greedy", "none"] | None = None
+    """What the return of an episode is compared with. Default: the algorithm's."""
+    scale: Literal["none", "group", "batch"] | None = None
+    """What standard deviation advantages are divided by. Default: the recipe's."""
+    by_turn: bool = False
+    """Compare the turns of conversations, and not whole conversations."""
+    ratio_level: Literal["token", "sequence", "product"] | None = None
+    """What a ratio is of. Default: the recipe's."""
+    aggregation: Literal["sequence", "token", "constant"] | None = None
+    """What the loss is a mean over. Default: the recipe's."""
+    overlong_margin: float | None = None
+    """The share of the response budget before whose end a penalty begins. Default: the recipe's."""
+    mask_truncated: bool | None = None
+    """Leave responses that their budget cut out of the loss. Default: the recipe's."""
+    dynamic_sampling: int | None = None
+    """How often all play on to replace groups that earned all the same. Default: the recipe's."""
     ref_model: str | None = None
     """Whom the KL is to: a folder or hub id. Default: the model as it is after the warm start."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
-    clip_range: float = 0.2
-    """Of the ratio."""
+    clip: Literal["ppo", "cispo", "soft"] | None = None
+    """How the ratio is bounded. Default: the recipe's."""
+    clip_range: float | None = None
+    """Of the ratio. Default: 0.2; for grpo the recipe's."""
+    clip_range_high: float | None = None
+    """Above 1. Default: as below, or the recipe's."""
     clip_range_vf: float | None = None
     """Of the value. Default: none."""
     max_grad_norm: float | None = None

@@ -13,6 +13,10 @@ from agents.policies.transformer import TransformerPolicy
 ALGORITHMS = {
     "ppo": "agents.algorithms.ppo:PPO",
     "a2c": "agents.algorithms.a2c:A2C",
+    "grpo": "agents.algorithms.grpo:GRPO",
+    "rloo": "agents.algorithms.rloo:RLOO",
+    "reinforce++": "agents.algorithms.reinforce_plus_plus:ReinforcePlusPlus",
+    "remax": "agents.algorithms.remax:ReMax",
     "reinforce": "agents.algorithms.reinforce:Reinforce",
 }
 

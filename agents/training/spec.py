@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 
+from agents.algorithms.group_algorithm import GROUP_BASELINES
 from agents.training.options import MINIMUMS, RunOptions
 from agents.training.parsing import (
     allowed_values,
@@ -32,6 +33,14 @@ from agents.training.registry import (
 )
 
 Spec = TypeVar("Spec", bound="RunSpec")
+
+# What a nat of KL costs where neither the user nor a recipe says.
+KL_COEF = 0.05
+# What an option was where nothing was given, and is now left to the algorithm: runs from before
+# have it for algorithms that have no such option.
+FORMER_DEFAULTS = {"n_epochs": 4, "clip_range": 0.2}
+# How many episodes answer one prompt where they are compared.
+GROUP_SIZE = 8
 
 # Options that fall to 0 linearly.
 RATES = {"learning_rate", "vf_learning_rate"}
@@ -92,12 +101,21 @@ class RunSpec(RunOptions):
             raise ValueError(
                 f"{self.spell('device')} must be auto, cpu, cuda, ..., but it is {self.device!r}."
             ) from error
-        if self.eval_dataset is not None and self.dataset is None:
-            raise ValueError(f"{self.spell('eval_dataset')} needs {self.spell('dataset')}.")
-        if self.patience is not None and not self.eval_freq:
-            raise ValueError(f"{self.spell('patience')} needs {self.spell('eval_freq')}.")
+        self._check_together()
         self.env_kwargs()
         self.algorithm_kwargs()
+
+    def _check_together(self) -> None:
+        """Refuse options that do not go with each other."""
+        if self.eval_dataset is not None and self.dataset is None:
+            raise ValueError(f"{self.spell('eval_dataset')} needs {self.spell('dataset')}.")
+        if self.num_envs % self.resolved_group_size:
+            raise ValueError(
+                f"{self.spell('num_envs')} must be a multiple of {self.spell('group_size')}="
+                f"{self.resolved_group_size}, but it is {self.num_envs}."
+            )
+        if self.patience is not None and not self.eval_freq:
+            raise ValueError(f"{self.spell('patience')} needs {self.spell('eval_freq')}.")
 
     def spell(self, name: str) -> str:
         """Return an option's name as who gave it knows it."""
@@ -125,6 +143,14 @@ class RunSpec(RunOptions):
             raise ValueError(f"{self.spell('algo')} must be one of {known}, not {self.algo!r}.")
         return algorithm_class(self.algo)
 
+    @property
+    def resolved_group_size(self) -> int:
+        """How many slots answer one prompt."""
+        if self.group_size is not None:
+            return self.group_size
+        baseline = self.baseline or getattr(self.algorithm, "baseline", None)
+        return GROUP_SIZE if baseline in GROUP_BASELINES else 1
+
     def env_kwargs(self, held_out: bool = False) -> dict[str, Any]:
         """Return what `gym.make` and `gym.make_vec` take, of what is trained on or held out."""
         if self.dataset is None:
@@ -133,11 +159,14 @@ class RunSpec(RunOptions):
             split = "train"
         else:
             split = "shuffled(train)[90%:]" if held_out else "shuffled(train)[:90%]"
-        given = {
+        given: dict[str, Any] = {
             "template": self.template,
             "choices": tuple(strings(self.choices, self.spell("choices"))),
             "observe": list(strings(self.observe, self.spell("observe"))),
         }
+        if not held_out:
+            given["group_size"] = self.resolved_group_size if self.resolved_group_size > 1 else None
+            given["sampling"] = self.sampling if self.sampling != "random" else None
         return {
             **{name: value for name, value in given.items() if value},
             "split": split,
@@ -169,6 +198,8 @@ class RunSpec(RunOptions):
             )
         # What is None is left to the algorithm.
         options = {name: getattr(self, name) for name in default if name in known & accepted}
+        if self.kl_coef is None and "kl_coef" in accepted and "recipe" not in accepted:
+            options["kl_coef"] = KL_COEF
         options = {name: value for name, value in options.items() if value is not None}
         for name in RATES & options.keys():
             options[name] = LinearSchedule(options[name], 0.0, 1.0)
@@ -202,6 +233,13 @@ class RunSpec(RunOptions):
     @classmethod
     def from_config(cls: type[Spec], config: Mapping[str, Any]) -> Spec:
         """Return the specification in a config.json; other keys are let be, lacking ones filled."""
+        algo = config.get("algo", cls.algo)
+        accepted = set(keywords(algorithm_class(algo))) if algo in ALGORITHMS else set()
+        config = {
+            name: value
+            for name, value in config.items()
+            if name in accepted or value != FORMER_DEFAULTS.get(name, ...)
+        }
         values: Any = {
             field.name: tuple(value) if isinstance(value, list) else value
             for field in fields(cls)

@@ -7,7 +7,7 @@ costs a few array operations, whatever the length; text is decoded and scored on
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from textenvs.data.preparation import prepare_task
+from textenvs.data.sampler import ExampleSampler, Sampling
 from textenvs.envs.encoding import encode_task
 from textenvs.envs.observations import Observation, Observations
 from textenvs.envs.prompts import first_turn
@@ -59,6 +60,8 @@ class TextEngine:
             budget is not given. None: 32.
         stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
             in the tokenizer's folder has.
+        sampling: Which example is played next: "random", or "epoch", each once before any again.
+        group_size: So many neighbouring slots play the same examples in the same order.
 
     Attributes:
         task, split, examples: What is played.
@@ -90,6 +93,8 @@ class TextEngine:
         truncate_prompt: Literal["left", "right"] | None = None,
         reply_tokens: int | None = None,
         stop: str | int | Sequence[str | int] | None = None,
+        sampling: Sampling = "random",
+        group_size: int = 1,
     ) -> None:
         source = {"dataset": dataset, "fields": fields, "split": split}
         self.task = prepare_task(load_task(task), **source, choices=choices, template=template)
@@ -114,12 +119,18 @@ class TextEngine:
         self.pad_token_id = self.codec.pad_token_id
         self.observation_space = self._encoded.observation_space
         self.action_space = self._encoded.action_space
+        self.sampler = ExampleSampler(len(self.examples), num_envs, sampling, group_size)
         self._slots = Slots(num_envs, self.observation_space, self.pad_token_id)
         self.deferred_scorer: DeferredScorer | None = None
 
     def with_slots(self, num_envs: int) -> TextEngine:
-        """Return another engine of the same task, data, tokenizer, reward and budgets."""
-        return self._on(Slots(num_envs, self.observation_space, self.pad_token_id))
+        """Return another engine of the same task, data, tokenizer, reward and budgets.
+
+        Its slots draw at random, each by itself.
+        """
+        other = self._on(Slots(num_envs, self.observation_space, self.pad_token_id))
+        other.sampler = ExampleSampler(len(self.examples), num_envs)
+        return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextEngine:
         # Tasks and rewards are shared: a model or a lock in them cannot be copied, or should not.
@@ -187,14 +198,28 @@ class TextEngine:
         """
         return self._encoded.encode_response(text, self._slots.examples[slot], self.turns[slot])
 
-    def reset(self, slot: int, rng: np.random.Generator, example: int | None = None) -> None:
-        """Start an episode in a slot, on a random example or on the one with this index.
+    def reset(
+        self,
+        slot: int,
+        rng: np.random.Generator,
+        example: int | None = None,
+        seeds: Sequence[int | None] | None = None,
+    ) -> None:
+        """Start an episode in a slot, on the next example or on the one with this index.
+
+        Args:
+            slot: The slot.
+            rng: Its generator.
+            example: The index of the example. None: what `sampler` draws.
+            seeds: What each slot was seeded with, (num_envs,). None: it is not known.
 
         Raises:
             ValueError: If there is no example with this index.
         """
         if example is None:
-            example = int(rng.integers(len(self.examples)))
+            seeds = [None] * self.num_envs if seeds is None else seeds
+            example = self.sampler.draw(slot, self._slots.drawn[slot], rng, seeds)
+            self._slots.drawn[slot] += 1
         elif not 0 <= example < len(self.examples):
             raise ValueError(
                 f"options['example'] must be in [0, {len(self.examples)}) for split "
@@ -203,6 +228,33 @@ class TextEngine:
         self._slots.examples[slot] = example
         self.turns[slot] = (Turn("user", first_turn(self.task, self._encoded.texts[example])),)
         self._slots.set_prompt(slot, self._encoded.prompts[example])
+
+    def draw_from_the_first(self, slots: Iterable[int]) -> None:
+        """Let slots that have been seeded begin with the first of their examples."""
+        for slot in slots:
+            self._slots.drawn[slot] = 0
+
+    def align_groups(self) -> None:
+        """Let the slots of each group, which are all about to start, draw the same example next."""
+        size, drawn = self.sampler.group_size, self._slots.drawn
+        for start in range(0, self.num_envs, size) if size > 1 else ():
+            drawn[start : start + size] = [max(drawn[start : start + size])] * size
+
+    @property
+    def groups_agree(self) -> bool:
+        """Whether the slots of each group play the same example now."""
+        size, examples = self.sampler.group_size, self._slots.examples
+        return all(examples[slot] == examples[slot - slot % size] for slot in range(self.num_envs))
+
+    @property
+    def playing(self) -> list[int]:
+        """The index of the example that each slot plays; -1 before the first."""
+        return list(self._slots.examples)
+
+    @property
+    def drawn(self) -> list[int]:
+        """How many examples each slot has drawn since it was seeded."""
+        return list(self._slots.drawn)
 
     def step(
         self,
@@ -302,4 +354,11 @@ class TextEngine:
     @property
     def made_of(self) -> dict[str, Any]:
         """What a state is only of use with."""
-        return {"num_envs": self.num_envs, **self._encoded.made_of}
+        # States from before there was a choice have none of it.
+        plain = vars(ExampleSampler(1))
+        drawing = {
+            name: value
+            for name in ("sampling", "group_size")
+            if (value := getattr(self.sampler, name)) != plain[name]
+        }
+        return {"num_envs": self.num_envs, **drawing, **self._encoded.made_of}

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from textenvs.data.sampler import Sampling
 from textenvs.envs.arguments import check_arguments, check_options
 from textenvs.envs.engine import Info, TextEngine
 from textenvs.envs.observations import Observation
@@ -70,6 +71,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
             budget is not given. None: 32.
         stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
             in the tokenizer's folder has.
+        sampling: Which example is played next: "random", by the environment's generator, or
+            "epoch", each once before any is played again.
         render_mode: "ansi" (text), "human" (written to the terminal as it goes), or None.
     """
 
@@ -94,9 +97,15 @@ class TextEnv(gym.Env[Observation, np.int64]):
         truncate_prompt: Literal["left", "right"] | None = None,
         reply_tokens: int | None = None,
         stop: str | int | Sequence[str | int] | None = None,
+        sampling: Sampling = "random",
         render_mode: str | None = None,
         **unknown: Any,
     ) -> None:
+        if "group_size" in unknown:
+            raise TypeError(
+                "Groups are slots side by side: gym.make_vec(..., num_envs=..., group_size=...) "
+                "has them, and a single environment has not."
+            )
         check_arguments(type(self), unknown)
         if render_mode not in (None, *self.metadata["render_modes"]):
             # SB3 tries render_mode="rgb_array" and, after a TypeError, no render mode.
@@ -118,6 +127,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
             truncate_prompt=truncate_prompt,
             reply_tokens=reply_tokens,
             stop=stop,
+            sampling=sampling,
         )
         self.observation_space: Any = self.engine.observation_space
         self.action_space = self.engine.action_space
@@ -143,7 +153,10 @@ class TextEnv(gym.Env[Observation, np.int64]):
         super().reset(seed=seed)
         check_options(options, ("example",))
         example = (options or {}).get("example")
-        self.engine.reset(0, self.np_random, None if example is None else int(example))
+        index = None if example is None else int(example)
+        if seed is not None:
+            self.engine.draw_from_the_first([0])
+        self.engine.reset(0, self.np_random, index, [self.np_random_seed])
         self._info, self._running = {}, True
         self._show(first=True)
         return self._observation(), {}

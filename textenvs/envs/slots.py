@@ -26,6 +26,7 @@ class Slots:
         observations: The live arrays, (num_envs, ...), which change in place.
         turns: Each slot's conversation so far.
         examples: The index of the example that each slot's episode is about; -1 before the first.
+        drawn: How many examples each slot has drawn since it was seeded.
         prompt_versions: A number for each slot, (num_envs,) int64, unique in this process, which
             becomes larger whenever the slot's prompt is set.
     """
@@ -42,6 +43,7 @@ class Slots:
         }
         self.turns: list[tuple[Turn, ...]] = [()] * num_envs
         self.examples = [-1] * num_envs
+        self.drawn = [0] * num_envs
         self.prompt_versions = new_versions(num_envs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -96,6 +98,7 @@ class Slots:
             "observations": {key: array.copy() for key, array in self.observations.items()},
             "turns": [[(turn.role, turn.text) for turn in turns] for turns in self.turns],
             "example": list(self.examples),
+            "drawn": list(self.drawn),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -104,4 +107,5 @@ class Slots:
             array[...] = state["observations"][key]
         self.turns = [tuple(Turn(*turn) for turn in turns) for turns in state["turns"]]
         self.examples = list(state["example"])
+        self.drawn = list(state.get("drawn", [0] * len(self)))
         self.prompt_versions = new_versions(len(self))

@@ -40,12 +40,17 @@ class SlotGenerators:
         self.rngs: list[np.random.Generator] = []
         self.seeds: list[int | None] = []
 
-    def seed(self, seed: int | Sequence[int | None] | None, mask: npt.NDArray[np.bool_]) -> None:
+    def seed(
+        self, seed: int | Sequence[int | None] | None, mask: npt.NDArray[np.bool_]
+    ) -> list[int]:
         """Seed the slots of a mask (num_envs,).
 
         Args:
             seed: One for each slot, or s for s, s+1, ...; None keeps the generators going.
             mask: Which slots are seeded. The first time, all of them are.
+
+        Returns:
+            Which slots have a new generator.
 
         Raises:
             ValueError: If the number of seeds is not that of slots.
@@ -64,9 +69,11 @@ class SlotGenerators:
             generators = [seeding.np_random(s) for s in seeds]
             self.rngs[:] = [rng for rng, _ in generators]
             self.seeds[:] = [used for _, used in generators]
-        for slot, value in enumerate(seeds):
-            if value is not None and mask[slot]:
-                self.rngs[slot], self.seeds[slot] = seeding.np_random(value)
+            return list(range(self._num_envs))
+        seeded = [slot for slot, s in enumerate(seeds) if s is not None and mask[slot]]
+        for slot in seeded:
+            self.rngs[slot], self.seeds[slot] = seeding.np_random(seeds[slot])
+        return seeded
 
     def get_state(self) -> dict[str, Any]:
         """Return where the generators stand, as plain data."""
@@ -92,11 +99,12 @@ def check_fits(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If anything differs.
     """
-    different = [name for name in own if saved.get(name) != own[name]]
+    names = dict.fromkeys([*own, *saved])
+    different = [name for name in names if saved.get(name) != own.get(name)]
     if different:
         raise ValueError(
             "The state is that of another environment: expected "
-            + ", ".join(f"{name}={own[name]}" for name in different)
+            + ", ".join(f"{name}={own.get(name)}" for name in different)
             + ", got "
             + ", ".join(f"{name}={saved.get(name)}" for name in different)
             + ". Make the environment with the task, dataset, split, tokenizer, budgets and number "

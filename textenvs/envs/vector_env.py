@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from textenvs.data.sampler import Sampling
 from textenvs.envs.arguments import check_arguments, check_options, check_reset_mask
 from textenvs.envs.engine import Info, TextEngine
 from textenvs.envs.env import TextEnv
@@ -54,6 +55,12 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             budget is not given. None: 32.
         stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
             in the tokenizer's folder has.
+        sampling: Which example a slot plays next. "random": any, by the slot's own generator.
+            "epoch": slot i of N takes the examples i, i + N, ... of one permutation after the
+            other, so that each is played once before any is played again, as far as slots go on at
+            one pace.
+        group_size: So many neighbouring slots play the same examples in the same order, so that the
+            k-th episodes of a group answer one prompt.
         render_mode: "ansi" or None.
         max_episode_steps: Truncate an episode after so many tokens. None: never.
         autoreset_mode: When a slot starts its next episode, as in Gymnasium.
@@ -78,6 +85,8 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         truncate_prompt: Literal["left", "right"] | None = None,
         reply_tokens: int | None = None,
         stop: str | int | Sequence[str | int] | None = None,
+        sampling: Sampling = "random",
+        group_size: int = 1,
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -108,6 +117,8 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             truncate_prompt=truncate_prompt,
             reply_tokens=reply_tokens,
             stop=stop,
+            sampling=sampling,
+            group_size=group_size,
         )
         self.single_observation_space = self.engine.observation_space
         self.single_action_space = self.engine.action_space
@@ -158,7 +169,9 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         options = options or {}
         check_options(options, ("example", "reset_mask"))
         mask = check_reset_mask(options.get("reset_mask"), self.num_envs)
-        self._generators.seed(seed, mask)
+        self.engine.draw_from_the_first(self._generators.seed(seed, mask))
+        if "reset_mask" not in options:
+            self.engine.align_groups()
         example = options.get("example")
         examples = [None] if example is None else np.atleast_1d(np.asarray(example)).tolist()
         if len(examples) not in (1, self.num_envs):
@@ -298,7 +311,8 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         self._infos = {slot: dict(info) for slot, info in state["infos"].items()}
 
     def _start(self, slot: int, example: int | None = None) -> None:
-        self.engine.reset(slot, self._generators.rngs[slot], example)
+        generators = self._generators
+        self.engine.reset(slot, generators.rngs[slot], example, generators.seeds)
         self._elapsed[slot] = 0
         self._over[slot] = False
         self._infos.pop(slot, None)

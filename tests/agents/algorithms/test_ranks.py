@@ -26,7 +26,15 @@ from accelerate.state import AcceleratorState, PartialState
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from agents import PPO, CheckpointCallback, evaluate_split, parallel, warm_start
+from agents import (
+    GRPO,
+    PPO,
+    CheckpointCallback,
+    ReinforcePlusPlus,
+    evaluate_split,
+    parallel,
+    warm_start,
+)
 from agents.cli.main import main
 from agents.models import causal
 from agents.models.loading import tiny_config
@@ -98,12 +106,28 @@ def as_rank(rank: int, port: int, file: Path, function: Callable[..., Any], args
 # Two ranks with half of a rollout each, and one process with all of it.
 
 SETTLED: dict[str, Any] = {"kl_coef": 0.3, "kl_target": 0.01, "whiten_rewards": True}
+GROUPS: dict[str, Any] = {
+    "env": {"group_size": 2},
+    "episodes_per_slot": 2,
+    "batch_size": ITERATION,
+    "micro_batch_size": 20,
+    "max_grad_norm": 1e9,
+}
 CASES: dict[str, dict[str, Any]] = {
     "clipped": {"max_grad_norm": 0.02, "micro_batch_size": 8, "batch_size": ITERATION},
     "free": {"max_grad_norm": 1e9, "micro_batch_size": 20, "clip_range_vf": 0.2},
     "not whitened": {"normalize_advantage": False, "kl_in": "loss", "max_grad_norm": 1e9},
     "by sequence": {"micro_batch_size": 20, "max_grad_norm": 1e9},
     "by length": {"max_grad_norm": 1e9},
+    "groups": {
+        **GROUPS,
+        "cls": GRPO,
+        "recipe": "gspo",
+        "scale": "batch",
+        "clip_range": 0.05,
+        "clip_range_high": 0.05,
+    },
+    "normalized": {**GROUPS, "cls": ReinforcePlusPlus, "baseline": "group"},
 }
 AGGREGATIONS: dict[str, dict[str, Any]] = {
     "by sequence": {"aggregation": "sequence"},
@@ -116,7 +140,8 @@ def played(case: str) -> Any:
     policy = {"model": gpt2(), **PLAIN_STEPS}
     model = make_agent(policy=policy, learning_rate=0.02, ent_coef=0.02, **CASES[case])
     collect(model)
-    vars(model).update({**SETTLED, **AGGREGATIONS.get(case, {})})
+    whiten = case not in ("groups", "normalized")  # which do not take it
+    vars(model).update({**SETTLED, "whiten_rewards": whiten, **AGGREGATIONS.get(case, {})})
     model.set_reference()
     shake(model.reference)
     return model
@@ -189,7 +214,8 @@ def test_two_ranks_make_the_update_of_one(updates: dict[str, Any], case: str) ->
     for rank in two:
         assert rank["kl_coef"] == pytest.approx(one["kl_coef"], 1e-6) != SETTLED["kl_coef"]
         theirs: Update = rank["update"]
-        assert len(theirs.gradients) == (2 if case == "clipped" else 6)
+        whole = case in ("clipped", "groups", "normalized")
+        assert len(theirs.gradients) == (2 if whole else 6)
         assert ours.difference(theirs) < 1e-4
         for name, value in ours.log.items():
             if name.startswith(("train/", "kl/")):

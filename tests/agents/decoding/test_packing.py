@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from transformers import BloomConfig
@@ -114,7 +115,8 @@ def test_models_that_cannot_are_padded(why: str) -> None:
 def test_pad_and_pack() -> None:
     wanted = batch()[1]
     real = th.arange(wanted.shape[1]) < th.tensor(list(map(len, ROWS)))[:, None]
-    group = Group.of(real)
+    group = Group.of(list(map(len, ROWS)), th.device("cpu"))
+    assert th.equal(group.real, real)
     row = th.randn(1, 3, int(real.sum()), 4, dtype=th.float64, requires_grad=True)
     padded = group.pad(row)
     assert padded.shape == (len(ROWS), 3, wanted.shape[1], 4)
@@ -140,3 +142,97 @@ def test_neighbours_of_like_length_are_padded_together() -> None:
         [row * 12 + i for row, length in enumerate(lengths) for i in range(length)]
     ]
     assert Packing(wanted[-2:]).is_full
+
+
+# Two groups of sequences with a prefix in common, sequences that are alone, and of one a prefix
+# that is as long as the sequence of another.
+GROUPED = [
+    ([5, 6, 7, 8], [9, 10, 11]),
+    ([5, 6, 7, 8], [12]),
+    ([5, 6, 7], [13, 14]),
+    ([5, 6, 7, 8], []),
+    ([5, 6, 7, 8], [9, 10]),
+    ([15, 16, 17, 18, 19, 20], [21]),
+    ([15, 16, 17, 18, 19, 20], [22, 23, 24, 25]),
+    ([26], [27, 28]),
+]
+
+
+def grouped(rows: list[tuple[list[int], list[int]]]) -> SequenceBatch:
+    """Prompts and responses; hidden states are wanted from a prompt's last token on."""
+    width = max(len(prompt) + len(response) for prompt, response in rows)
+    tokens = th.full((len(rows), width), 7)
+    wanted = th.zeros_like(tokens, dtype=th.bool)
+    for i, (prompt, response) in enumerate(rows):
+        tokens[i, : len(prompt) + len(response)] = th.tensor([*prompt, *response])
+        wanted[i, len(prompt) - 1 : len(prompt) + len(response)] = True
+    return batch_of(tokens, wanted)
+
+
+def random_groups(seed: int) -> list[tuple[list[int], list[int]]]:
+    rng = np.random.default_rng(seed)
+
+    def draw(low: int, high: int) -> list[int]:
+        return [int(token) for token in rng.integers(1, 400, rng.integers(low, high))]
+
+    rows = []
+    for size in rng.integers(1, 6, 4):
+        prompt = draw(4, 20)
+        rows += [(prompt, draw(1, 12)) for _ in range(size)]
+    return [rows[i] for i in rng.permutation(len(rows))]
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+@pytest.mark.parametrize("config", list(CONFIGS))
+def test_prefixes_are_read_once(config: str, seed: int | None) -> None:
+    """The same hidden states and gradients as sequence by sequence."""
+    rows = GROUPED if seed is None else random_groups(seed)
+    shared = backbone(CONFIGS[config](), gradient_checkpointing=config == "llama")
+    alone = backbone(CONFIGS[config]())
+    assert shared.capabilities.shares is None
+    read: list[int] = []
+    shared.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, inputs: read.append(inputs[0].numel())
+    )
+    hidden = shared.hidden_states(grouped(rows))
+    distinct = {tuple(prompt) for prompt, response in rows if response}
+    rest = sum(len(response) for _, response in rows)
+    rest += sum(len(prompt) for prompt, response in rows if not response)
+    assert read == [sum(map(len, distinct)) + rest] and read[0] < sum(
+        len(prompt) + len(response) for prompt, response in rows
+    )
+    expected = th.cat(
+        [
+            alone.trunk(input_ids=th.tensor([[*prompt, *response]]), use_cache=False)[
+                0, len(prompt) - 1 :
+            ]
+            for prompt, response in rows
+        ]
+    )
+    th.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
+    weight = th.randn(hidden.shape, generator=th.Generator().manual_seed(1))
+    (hidden * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for (name, ours), theirs in zip(shared.named_parameters(), alone.parameters(), strict=True):
+        if theirs.grad is None:
+            assert ours.grad is None or not ours.grad.any(), name
+        else:
+            assert ours.grad is not None
+            scale = max(1.0, float(theirs.grad.abs().max()))
+            assert (ours.grad - theirs.grad).abs().max() < 2e-5 * scale, name
+
+
+def test_what_little_is_alike_is_read_twice() -> None:
+    rows = [([5, 6], list(range(8, 38))), ([5, 6], list(range(40, 70)))]
+    packing = Packing(grouped(rows).action_positions, grouped(rows).tokens)
+    assert packing.is_full and not packing.branches
+
+
+def test_branches_do_not_see_each_other() -> None:
+    model = backbone(llama())
+    rows = [([5, 6, 7, 8, 9], [10, 11]), ([5, 6, 7, 8, 9], [12, 13])]
+    with th.no_grad():
+        before = model.hidden_states(grouped(rows))
+        after = model.hidden_states(grouped([rows[0], ([5, 6, 7, 8, 9], [14, 15])]))
+    th.testing.assert_close(before[:3], after[:3], rtol=0, atol=0)
+    assert not th.allclose(before[4:], after[4:])

@@ -118,3 +118,26 @@ def test_masks_of_long_prompts_stay_small(monkeypatch: pytest.MonkeyPatch) -> No
         check(backbone, [*second, [*first[3], *tokens(rng, 30)]])
     assert max(masks) <= 30 * 130
     assert sorted(masks)[-2:] != [0, 0]  # what has grown needs one
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_prompts_that_rows_share_are_read_once(name: str) -> None:
+    rng = np.random.default_rng(13)
+    backbone = made(name)
+    first, second = tokens(rng, 12), tokens(rng, 20)
+    rows = [first, second, list(first), [7], list(second), list(first), second[:19]]
+    read: list[int] = []
+    backbone.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, inputs: read.append(inputs[0].shape[0])
+    )
+    with th.no_grad():
+        hidden = backbone.next_hidden(ragged(rows))
+        assert read == [3, 7]  # the distinct ones but for their last tokens, then those
+        for step in range(3):
+            for row, found in zip(rows, hidden, strict=True):
+                expected = backbone.trunk(input_ids=th.tensor([row]), use_cache=False)[0, -1]
+                assert (found - expected).abs().max() <= 1e-5
+            # They go on each by itself; one of them starts anew.
+            rows = [[*row, *tokens(rng, 1)] for row in rows]
+            rows[2] = [*first] if step == 0 else rows[2]
+            hidden = backbone.next_hidden(ragged(rows))

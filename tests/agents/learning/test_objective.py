@@ -115,8 +115,7 @@ def test_ids_say_what_belongs_together() -> None:
 
 
 def test_groups_are_the_kth_episodes_of_neighbouring_slots() -> None:
-    model = make_agent(episodes_per_slot=3)
-    model.rollout_buffer.group_size = 2
+    model = make_agent(env={"group_size": 2}, episodes_per_slot=3)
     buffer = collect(model).rollout_buffer
     members: dict[int, set[int]] = {}
     for sequence in buffer.sequences:

