@@ -236,12 +236,19 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     command = "python -m benchmarks.defaults " + " ".join(sys.argv[1:])
     head = f"# Defaults\n\n`{command.strip()}` on {machine()}.\n\n"
+    runs = len(options.cases) * len(options.settings) * options.seeds
+
+    def write() -> None:
+        made = f"{len(results)} of {runs} runs so far.\n\n" if len(results) < runs else ""
+        options.out.with_suffix(".md").write_text(head + made + table(results))
+
+    if results:
+        write()
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for future in as_completed([pool.submit(run, *work) for work in todo]):
             results = sorted([*results, *future.result()], key=_place)
             json_file.write_text(json.dumps(results, indent=2) + "\n")
-            options.out.with_suffix(".md").write_text(head + table(results))
-    options.out.with_suffix(".md").write_text(head + table(results))
+            write()
 
 
 def _place(result: dict[str, Any]) -> tuple[int, int, str, int]:

@@ -50,7 +50,7 @@ from agents.learning.updater import update
 from agents.models.loading import ModelKind, check_device, model_kind
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
-from agents.rollouts.collector import StepSource, native_adapter
+from agents.rollouts.collector import StepSource, native_engine
 from agents.rollouts.sources import RolloutSource
 from agents.rollouts.statistics import (
     TurnMetrics,
@@ -215,9 +215,8 @@ class TransformerAlgorithm(Recorded):
     @property
     def group_size(self) -> int:
         """How many neighbouring environments answer the same prompts."""
-        adapter = None if self.env is None else native_adapter(self.env)
-        native = None if adapter is None else adapter.native
-        return 1 if native is None else native.engine.sampler.group_size
+        engine = None if self.env is None else native_engine(self.env)
+        return 1 if engine is None else engine.sampler.group_size
 
     @for_transformers
     def _setup_model(self) -> None:

@@ -173,8 +173,8 @@ class GroupAlgorithm(CriticFree):
 
         Afterwards responses that their budget cut are left out; what they earned has counted.
         """
-        self._signal = groups_with_signal(buffer).flatten()  # before the KL is taken off
         if self.group_size > 1:
+            self._signal = groups_with_signal(buffer).flatten()  # before the KL is taken off
             every = np.concatenate(parallel.all_gather([self._signal]))
             self.logger.record("rollout/groups_with_signal", float(every.mean()))
         super().complete_rollout(buffer)

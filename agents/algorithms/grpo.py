@@ -9,7 +9,7 @@ import stable_baselines3
 
 from agents.algorithms.checks import check_choice
 from agents.algorithms.group_algorithm import GROUP_BASELINES, GroupAlgorithm
-from agents.algorithms.recipes import RECIPES, Clip, Recipe
+from agents.algorithms.recipes import RECIPES, Clip, Recipe, RecipeName
 from agents.learning.groups import Baseline, Scale
 from agents.learning.kl import KLEstimator, KLPlace
 from agents.learning.losses import (
@@ -79,7 +79,7 @@ class GRPO(GroupAlgorithm, stable_baselines3.PPO):
         policy: Any,
         env: Any,
         *args: Any,
-        recipe: str = "grpo",
+        recipe: RecipeName = "grpo",
         baseline: Baseline | None = None,
         scale: Scale | None = None,
         epsilon: float = 1e-4,
@@ -99,8 +99,7 @@ class GRPO(GroupAlgorithm, stable_baselines3.PPO):
         **kwargs: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if value is not None}
-        if recipe not in RECIPES:
-            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, but it is {recipe!r}.")
+        check_choice("recipe", recipe, RecipeName)
         published = RECIPES[recipe]
         if clip is not None and clip != published.clip:
             # A bound above has another meaning there.
@@ -120,7 +119,7 @@ class GRPO(GroupAlgorithm, stable_baselines3.PPO):
                 f"but it is {constant_length} with {chosen['aggregation']!r}."
             )
         of_kl = {name: chosen[name] for name in ("kl_coef", "kl_in", "kl_estimator")}
-        self.recipe = recipe
+        self.recipe: RecipeName = recipe
         self.baseline, self.scale = chosen["baseline"], chosen["scale"]
         self.epsilon, self.by_turn = epsilon, by_turn
         self.ratio_level, self.clip = chosen["ratio_level"], chosen["clip"]

@@ -11,6 +11,7 @@ from agents.learning.losses import RatioLevel
 from agents.learning.objective import Aggregation
 
 Clip = Literal["ppo", "cispo", "soft"]
+RecipeName = Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Recipe:
     dynamic_sampling: int = 0
 
 
-RECIPES = {
+RECIPES: dict[RecipeName, Recipe] = {
     "grpo": Recipe(
         "Shao et al., DeepSeekMath (2024), arXiv 2402.03300", kl_coef=0.04, kl_correction=False
     ),

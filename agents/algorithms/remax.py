@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import stable_baselines3
-from stable_baselines3.common.utils import LinearSchedule
 
 from agents.algorithms.group_algorithm import GroupAlgorithm
+from agents.algorithms.reinforce import Reinforce
 from agents.learning.groups import Baseline
 from agents.learning.kl import KLPlace
 from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss
@@ -34,14 +34,10 @@ class ReMax(GroupAlgorithm, stable_baselines3.A2C):
 
     unused = ("n_steps", "gamma", "gae_lambda", "vf_coef", "use_sde", "sde_sample_freq")
     text_defaults: ClassVar[dict[str, Any]] = {
-        "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
-        "n_steps": 64,
-        "gamma": 1.0,
-        "max_grad_norm": 1.0,
-        "use_rms_prop": False,
+        **Reinforce.text_defaults,
         "normalize_advantage": False,
     }
-    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 1e-4}
+    learning_rates: ClassVar[dict[ModelKind, float]] = Reinforce.learning_rates
     baseline: Baseline = "greedy"
     aggregation: Aggregation = "constant"
 

@@ -88,10 +88,7 @@ def fit_critic(
     """
     assert policy.value_head is not None, "There is no critic."
     returns = ReturnToGo(gamma)(buffer)[1]
-    truncated = {(cut.step, cut.slot) for cut in buffer.truncations}
-    unknown = {s.episode for s in buffer.sequences if not buffer.is_complete(s)}
-    ends = ((s.episode, (s.segments[-1].stop - 1, s.env)) for s in buffer.sequences)
-    unknown |= {episode for episode, end in ends if end in truncated}
+    unknown = buffer.unfinished_episodes | buffer.truncated_episodes
 
     parts = buffer.parts(size)
     hidden = np.concatenate(

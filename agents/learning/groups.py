@@ -12,7 +12,7 @@ import numpy.typing as npt
 from agents import parallel
 from agents.learning.advantages import Floats, ReturnToGo
 from agents.rollouts.buffer import SequenceRolloutBuffer
-from agents.rollouts.sequences import Sequence
+from agents.rollouts.sequences import by_episode
 
 # Returns that are no farther apart are the same but for rounding.
 SAME = 1e-6
@@ -44,11 +44,8 @@ class Outcome:
 
 def outcomes(rollout: SequenceRolloutBuffer, by_turn: bool = False) -> list[Outcome]:
     """Return the outcomes of a rollout's episodes, or of each of their turns."""
-    episodes: dict[int, list[Sequence]] = {}
-    for sequence in rollout.sequences:
-        episodes.setdefault(sequence.episode, []).append(sequence)
     found = []
-    for episode, sequences in episodes.items():
+    for episode, sequences in by_episode(rollout.sequences).items():
         env, group = sequences[0].env, sequences[0].group
         turns = [np.arange(s.start, s.stop) for sequence in sequences for s in sequence.segments]
         rewards = rollout.rewards[:, env].astype(np.float64)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch as th
 
 KLEstimator = Literal["k1", "k3"]
-ESTIMATORS = ("k1", "k3")
 KLPlace = Literal["reward", "loss", "advantage"]
-PLACES = ("reward", "loss", "advantage")
 
 
 def estimate_kl(
@@ -55,9 +53,9 @@ def check_kl_arguments(
     """Raise a ValueError for arguments of `agents.PPO` that make no sense together."""
     if kl_coef < 0:
         raise ValueError(f"kl_coef must be at least 0, but it is {kl_coef}.")
-    if estimator not in ESTIMATORS:
+    if estimator not in get_args(KLEstimator):
         raise ValueError(f"kl_estimator must be 'k1' or 'k3', but it is {estimator!r}.")
-    if place not in PLACES:
+    if place not in get_args(KLPlace):
         raise ValueError(f"kl_in must be 'reward', 'loss' or 'advantage', but it is {place!r}.")
     if kl_target is not None and not (kl_target > 0 and kl_coef > 0):
         raise ValueError(

@@ -39,6 +39,11 @@ def ratios(batch: TokenBatch, new: Scores, level: RatioLevel = "token") -> th.Te
     return sums.exp()[batch.sequence_ids]
 
 
+def _bounds(clip_range: float, clip_range_high: float | None) -> tuple[float, float]:
+    """Return the ratios between which nothing is clipped."""
+    return 1 - clip_range, 1 + (clip_range if clip_range_high is None else clip_range_high)
+
+
 class LossTerm(Protocol):
     """A part of what an update minimises.
 
@@ -89,8 +94,7 @@ class ClippedPolicyLoss:
     def __call__(self, batch: TokenBatch, new: Scores) -> th.Tensor:
         """Return the loss of each action."""
         ratio = ratios(batch, new, self.ratio_level)
-        high = self.clip_range if self.clip_range_high is None else self.clip_range_high
-        clipped = ratio.clamp(1 - self.clip_range, 1 + high)
+        clipped = ratio.clamp(*_bounds(self.clip_range, self.clip_range_high))
         return -th.min(batch.advantages * ratio, batch.advantages * clipped)
 
 
@@ -256,10 +260,10 @@ class ClipFraction:
 
     def __call__(self, batch: TokenBatch, new: Scores) -> th.Tensor:
         """Return 1 or 0 for each action."""
-        high = self.clip_range if self.clip_range_high is None else self.clip_range_high
+        low, high = _bounds(self.clip_range, self.clip_range_high)
         with th.no_grad():
             ratio = ratios(batch, new, self.ratio_level)
-        return ((ratio < 1 - self.clip_range) | (ratio > 1 + high)).float()
+        return ((ratio < low) | (ratio > high)).float()
 
 
 def ratio_errors(batch: TokenBatch, new: Scores) -> th.Tensor:

@@ -255,18 +255,31 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def drop_unfinished(self) -> None:
         """Leave out the sequences of episodes that the end of the rollout has cut."""
-        cut = {s.episode for s in self.sequences if not self.is_complete(s)}
-        self.sequences = [s for s in self.sequences if s.episode not in cut]
+        self._leave_out(self.unfinished_episodes)
 
     def drop_truncated(self) -> None:
         """Leave out episodes that were truncated, and those with a turn that its budget ended.
 
         What they earned stays in the arrays.
         """
-        cut = {(truncation.slot, truncation.step) for truncation in self.truncations}
-        cut |= self.cut_turns
+        self._leave_out(self.truncated_episodes | self._with_a_turn_that_ends(self.cut_turns))
+
+    @property
+    def unfinished_episodes(self) -> set[int]:
+        """The numbers of the episodes that the end of the rollout has cut."""
+        return {s.episode for s in self.sequences if not self.is_complete(s)}
+
+    @property
+    def truncated_episodes(self) -> set[int]:
+        """The numbers of the episodes that were truncated."""
+        return self._with_a_turn_that_ends({(cut.slot, cut.step) for cut in self.truncations})
+
+    def _with_a_turn_that_ends(self, places: set[tuple[int, int]]) -> set[int]:
+        """Return the episodes that have a turn whose environment and last step is in `places`."""
         ends = ((s.episode, (s.env, t.stop - 1)) for s in self.sequences for t in s.segments)
-        episodes = {episode for episode, end in ends if end in cut}
+        return {episode for episode, end in ends if end in places}
+
+    def _leave_out(self, episodes: set[int]) -> None:
         self.sequences = [s for s in self.sequences if s.episode not in episodes]
 
     def is_complete(self, sequence: Sequence) -> bool:

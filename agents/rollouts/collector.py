@@ -16,7 +16,9 @@ from agents.rollouts.buffer import Observation, SequenceRolloutBuffer, Truncatio
 from agents.rollouts.deferred import DeferredRewards, deferred_rewards
 from agents.rollouts.unfinished import UnfinishedEpisode, put_back
 from agents.rollouts.vec_env import GymnasiumVecEnv
+from textenvs.envs.engine import TextEngine
 from textenvs.envs.observations import Observations
+from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.task import Transcript
 
 
@@ -65,6 +67,7 @@ class StepSource:
         # Only without wrappers in between are observations known to be as the engine made them,
         # so that the versions of their prompts hold.
         self._adapter = native_adapter(env)
+        self._engine = native_engine(env)
         if episodes_per_slot is not None:
             check_slots_can_wait(env)
 
@@ -74,15 +77,13 @@ class StepSource:
         """Collect a rollout; see `RolloutSource`."""
         agent = self._agent
         policy.set_training_mode(False)
-        native = None if self._adapter is None else self._adapter.native
-        begins = np.all(agent._last_episode_starts) and (
-            native is None or native.engine.groups_agree
-        )
+        engine = self._engine
+        begins = np.all(agent._last_episode_starts) and (engine is None or engine.groups_agree)
         if self._episodes is not None and not begins:
             agent._last_obs = self._env.reset()
             agent._last_episode_starts = np.ones(self._env.num_envs, dtype=np.bool_)
-        if native is not None:
-            drawn = np.array(native.engine.drawn)
+        if engine is not None:
+            drawn = np.array(engine.drawn)
             buffer.first_episodes = drawn - drawn.min()
         buffer.reset()
         callback.on_rollout_start()
@@ -162,13 +163,12 @@ class StepSource:
     ) -> bool:
         """Make a step of some slots; callbacks see the local variables that SB3's loop has."""
         agent, env = self._agent, self._env
-        native = None if self._adapter is None else self._adapter.native
         whole = len(slots) == env.num_envs
         last = agent._last_obs if self._adapter is not None else dict(agent._last_obs)
         obs = last if whole else rows_of(last, slots)
         begun = slots[np.asarray(agent._last_episode_starts)[slots]]
-        if native is not None and len(begun):
-            playing = native.engine.playing
+        if self._engine is not None and len(begun):
+            playing = self._engine.playing
             for slot in begun.tolist():
                 rollout_buffer.examples[slot, int(rollout_buffer.lengths[slot])] = playing[slot]
         tokens, log_probs, values = policy.act(obs)
@@ -261,6 +261,12 @@ def native_adapter(env: VecEnv) -> GymnasiumVecEnv | None:
     adapter = env.venv if type(env) is VecMonitor else env
     native = isinstance(adapter, GymnasiumVecEnv) and adapter.native is not None
     return cast("GymnasiumVecEnv", adapter) if native else None
+
+
+def native_engine(env: VecEnv) -> TextEngine | None:
+    """Return the engine of such an environment."""
+    adapter = native_adapter(env)
+    return None if adapter is None else cast("TextVectorEnv", adapter.native).engine
 
 
 def check_slots_can_wait(env: VecEnv) -> None:

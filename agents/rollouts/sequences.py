@@ -113,6 +113,14 @@ class TokenBatch:
         return replace(self, advantages=advantages)
 
 
+def by_episode(sequences: Iterable[Sequence]) -> dict[int, list[Sequence]]:
+    """Return the sequences of each episode, by its number."""
+    episodes: dict[int, list[Sequence]] = {}
+    for sequence in sequences:
+        episodes.setdefault(sequence.episode, []).append(sequence)
+    return episodes
+
+
 def by_group(sequences: Iterable[Sequence]) -> Iterable[list[Sequence]]:
     """Return the sequences of each group, in the order of their first ones.
 

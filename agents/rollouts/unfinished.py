@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.rollouts.buffer import SequenceRolloutBuffer
-from agents.rollouts.sequences import Segment, Sequence
+from agents.rollouts.sequences import Segment, Sequence, by_episode
 
 COLUMNS = ("actions", "episode_starts", "rewards", "values", "log_probs")
 
@@ -33,14 +33,8 @@ class UnfinishedEpisode(TypedDict):
 
 def unfinished_episodes(buffer: SequenceRolloutBuffer) -> list[UnfinishedEpisode]:
     """Return copies of the episodes that the end of a complete rollout has cut."""
-    cut: dict[int, list[Sequence]] = {}
-    for sequence in buffer.sequences:
-        if not buffer.is_complete(sequence):
-            cut.setdefault(sequence.episode, [])
-    for sequence in buffer.sequences:
-        if sequence.episode in cut:
-            cut[sequence.episode].append(sequence)
-    return [_copy(buffer, sequences) for sequences in cut.values()]
+    episodes = by_episode(buffer.sequences)
+    return [_copy(buffer, episodes[number]) for number in sorted(buffer.unfinished_episodes)]
 
 
 def _copy(buffer: SequenceRolloutBuffer, sequences: list[Sequence]) -> UnfinishedEpisode:

@@ -9,6 +9,12 @@ import tyro
 from tyro.conf import Positional
 
 from agents.algorithms.checks import MINIMUMS as algorithm_minimums
+from agents.algorithms.recipes import Clip, RecipeName
+from agents.learning.groups import Baseline, Scale
+from agents.learning.kl import KLEstimator, KLPlace
+from agents.learning.losses import RatioLevel
+from agents.learning.objective import Aggregation
+from textenvs.data.sampler import Sampling as ExampleSampling
 
 MINIMUMS = {
     **algorithm_minimums,
@@ -65,7 +71,7 @@ class RunOptions(DataOptions):
     """Tokens to train on."""
     algo: str = "ppo"
     """The algorithm: ppo, grpo, rloo, reinforce++, remax, a2c or reinforce."""
-    recipe: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"] | None = None
+    recipe: RecipeName | None = None
     """Of grpo: what was published under this name. Default: grpo."""
     model: str = "tiny"
     """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
@@ -81,7 +87,7 @@ class RunOptions(DataOptions):
     """Episodes side by side."""
     group_size: int | None = None
     """So many of them answer one prompt. Default: 8 where the algorithm compares them, else 1."""
-    sampling: Literal["random", "epoch"] = "random"
+    sampling: ExampleSampling = "random"
     """Which example is played next: any, or each once before any again."""
     episodes_per_slot: int | None = None
     """Whole episodes from each slot between updates, instead of n-steps tokens. Default: 1 for
@@ -98,21 +104,21 @@ class RunOptions(DataOptions):
     """What a nat of KL to the warm-started model costs. Default: 0.05; for grpo the recipe's."""
     kl_target: float | None = None
     """Adapt kl_coef to reach this KL, in nats per episode."""
-    kl_estimator: Literal["k1", "k3"] | None = None
+    kl_estimator: KLEstimator | None = None
     """How the KL of a token is estimated. Default: k1; for grpo the recipe's."""
-    kl_in: Literal["reward", "loss", "advantage"] | None = None
+    kl_in: KLPlace | None = None
     """Where the KL counts. Default: in the reward; for grpo the recipe's."""
     kl_correction: bool | None = None
     """Whether a KL in the loss is weighted by the ratio. Default: the recipe's."""
-    baseline: Literal["group", "leave_one_out", "batch", "greedy", "none"] | None = None
+    baseline: Baseline | None = None
     """What the return of an episode is compared with. Default: the algorithm's."""
-    scale: Literal["none", "group", "batch"] | None = None
+    scale: Scale | None = None
     """What standard deviation advantages are divided by. Default: the recipe's."""
     by_turn: bool = False
     """Compare the turns of conversations, and not whole conversations."""
-    ratio_level: Literal["token", "sequence", "product"] | None = None
+    ratio_level: RatioLevel | None = None
     """What a ratio is of. Default: the recipe's."""
-    aggregation: Literal["sequence", "token", "constant"] | None = None
+    aggregation: Aggregation | None = None
     """What the loss is a mean over. Default: the recipe's."""
     overlong_margin: float | None = None
     """The share of the response budget before whose end a penalty begins. Default: the recipe's."""
@@ -126,7 +132,7 @@ class RunOptions(DataOptions):
     """Weight of the entropy bonus."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
-    clip: Literal["ppo", "cispo", "soft"] | None = None
+    clip: Clip | None = None
     """How the ratio is bounded. Default: the recipe's."""
     clip_range: float | None = None
     """Of the ratio. Default: 0.2; for grpo the recipe's."""

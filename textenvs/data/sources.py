@@ -83,11 +83,11 @@ def load_examples(
     first = 2 if is_csv(source) else 1
     examples = []
     for row, i in zip(chosen, order.tolist(), strict=True):
-        if isinstance(row, Example) and check is None:
+        own = isinstance(row, Example)
+        if own and check is None:
             examples.append(row)
             continue
         where = f"{source}, row {first + i}"
-        own = isinstance(row, Example)
         example = row if own else as_example(row, columns, required, where)
         if check is not None:
             try:
