@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import ceil, log2, sqrt
@@ -27,6 +27,8 @@ LOGITS = 20.0
 # Initial weights are often so small that a model attends to all positions alike, and a wrong
 # position would not show. A layer's output is made about so many times as large as its input.
 GAIN = 1.5
+# What has been found out, by kind of model.
+_TRIED: dict[Hashable, tuple[bool, Capabilities]] = {}
 
 
 class Probed(Protocol):
@@ -65,12 +67,36 @@ def probe(backbone: Probed) -> Capabilities:
     """Return what a model can do, and warn if it cannot be cached.
 
     It finds out, too, whether the model's logits are a linear layer of its last hidden states, and
-    sets `linear_head` to that; if they are not, the model's own forward makes them.
+    sets `linear_head` to that; if they are not, the model's own forward makes them. A process tries
+    models of one kind once.
 
     Raises:
         ValueError: If the model reads what comes after a token, or its logits are made of more
             than its last hidden states.
     """
+    kind = _kind(backbone.model)
+    if kind not in _TRIED:
+        _TRIED[kind] = _try(backbone)
+    backbone.linear_head, capabilities = _TRIED[kind]
+    if capabilities.caches is not None:
+        warnings.warn(
+            f"{type(backbone.model).__name__} cannot go on from the keys and values of rows of "
+            f"different lengths ({capabilities.caches}): each token of a rollout will cost its "
+            "whole context.",
+            stacklevel=4,
+        )
+    return capabilities
+
+
+def _kind(model: PreTrainedModel) -> Hashable:
+    """Return what models have in common that can do the same."""
+    layers = frozenset(type(layer) for layer in model.modules())  # an adapter's, too
+    code = type(model), type(model).forward, layers
+    return *code, model.config.to_json_string(use_diff=False), attention_of(model.config)
+
+
+def _try(backbone: Probed) -> tuple[bool, Capabilities]:
+    """Return whether logits are a linear layer of hidden states, and what a model can do."""
     name = type(backbone.model).__name__
     with realistic_weights(backbone.model), th.no_grad():
         reason = why_not_causal(backbone)
@@ -90,14 +116,8 @@ def probe(backbone: Probed) -> Capabilities:
         packs = why_no_packing(backbone)
         shares = "it does not pack" if packs is not None else why_no_sharing(backbone)
         caches = why_no_cache(backbone)
-    if caches is None:
-        return Capabilities(packs=packs, shares=shares)
-    warnings.warn(
-        f"{name} cannot go on from the keys and values of rows of different lengths ({caches}): "
-        "each token of a rollout will cost its whole context.",
-        stacklevel=4,
-    )
-    return Capabilities(caches, packs, "only steps that go on from a cache are compiled", shares)
+    compiles = None if caches is None else "only steps that go on from a cache are compiled"
+    return backbone.linear_head, Capabilities(caches, packs, compiles, shares)
 
 
 def why_not_causal(backbone: Probed) -> str | None:
