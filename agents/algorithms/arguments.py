@@ -77,7 +77,8 @@ def signed(cls: Any) -> dict[str, inspect.Parameter]:
     for name in cls.text_defaults:
         if name in merged:
             merged[name] = merged[name].replace(default=None)
-    return {**merged, **own_parameters(cls)}
+    own = {name: p for name, p in own_parameters(cls).items() if name not in cls.unused}
+    return {**merged, **own}
 
 
 def own_parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -95,4 +96,5 @@ def own_parameters(cls: type) -> dict[str, inspect.Parameter]:
 def given_own(agent: Any, names: Iterable[str] | None = None) -> list[str]:
     """Return which of an agent's own arguments (or of these) are not at their defaults."""
     own = own_parameters(type(agent))
-    return [name for name in names or own if getattr(agent, name) != own[name].default]
+    asked = own if names is None else names
+    return [name for name in asked if getattr(agent, name) != own[name].default]

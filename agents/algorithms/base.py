@@ -24,6 +24,7 @@ from agents.algorithms.arguments import (
     for_transformers,
     given_arguments,
     given_own,
+    own_parameters,
     sb3_class,
     signed,
 )
@@ -106,7 +107,7 @@ class TransformerAlgorithm(Recorded):
         learning_rates: The learning rate that it takes instead for a pretrained model and for an
             adapter; it falls to 0 linearly.
         transformers_only: Whether there is no such algorithm for SB3's policies.
-        unused: Arguments of SB3's class that mean nothing here, and are none of this one's.
+        unused: Arguments of SB3's class, and of ours, that mean nothing here and are none of it.
         aggregation: What the means of its losses are over; see `Objective`.
         constant_length: Likewise.
         kl_correction: Whether a KL in the loss is weighted by the ratio; see `KLLoss`.
@@ -237,6 +238,9 @@ class TransformerAlgorithm(Recorded):
             raise ValueError(
                 f"{type(self).__name__} has no critic: leave {' and '.join(unused)} out."
             )
+        unused = given_own(self, set(self.unused) & set(own_parameters(type(self))))
+        if unused:
+            raise ValueError(f"{type(self).__name__} has no {' and '.join(sorted(unused))}.")
 
     # What an algorithm says of itself.
 

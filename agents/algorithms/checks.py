@@ -20,6 +20,8 @@ MINIMUMS = {
     "episodes_per_slot": 1,
     "critic_warmup": 0,
     "dynamic_sampling": 0,
+    "keep_best": 0,
+    "target_update_iterations": 1,
     "whiten_floor": 0,
     "vf_coef": 0,
 }
@@ -35,6 +37,7 @@ RANGES = {
     "clip_range_vf": (0, math.inf, False),
     "epsilon": (0, math.inf, False),
     "overlong_margin": (0, 1, True),
+    "top_mask": (0, 1, False),
     "max_grad_norm": (0, math.inf, False),
     "target_kl": (0, math.inf, False),
     "learning_rate": (0, math.inf, True),

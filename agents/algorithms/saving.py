@@ -19,8 +19,9 @@ from agents import parallel
 from agents.algorithms.arguments import for_transformers
 from agents.algorithms.resume import ResumePoint, resume_point
 from agents.decoding.weights_version import fingerprint
-from agents.learning.reference import AdapterReference, make_reference
+from agents.learning.reference import make_reference
 from agents.models.backbone import Backbone
+from agents.models.frozen import AdapterReference
 from agents.policies.transformer import TransformerPolicy
 
 Self = TypeVar("Self", bound="SavedExactly")

@@ -32,7 +32,10 @@ class Evaluate(DataOptions):
     max_examples: int | None = None
     """Default: all of the split."""
     samples: int = 1
-    """How often to play each example: from 2 on, pass@k is told where the task knows success."""
+    """How often to play each example: from 2 on, best@k is told, what the best of k responses
+    earns, and pass@k where the task knows success."""
+    best_of: int | None = None
+    """Play each example so often, and keep its best episode alone."""
     deterministic: bool = False
     """Take the most likely token each time."""
     temperature: float | None = None
@@ -60,6 +63,10 @@ def evaluate(options: Evaluate, console: Console) -> None:
         console = Console(quiet=True)
     if options.output is not None and (options.output.is_dir() or options.output.suffix == ""):
         raise ValueError(f"--output takes a file such as samples.jsonl, not {options.output}.")
+    if options.best_of is not None and options.samples != 1:
+        raise ValueError("--best-of says how often examples are played: leave --samples out.")
+    if options.best_of is not None and options.best_of < 1:
+        raise ValueError(f"--best-of must be at least 1, but it is {options.best_of}.")
     env = options.env
     if is_run(Path(options.model)):
         run = Run.open(options.model)
@@ -74,9 +81,11 @@ def evaluate(options: Evaluate, console: Console) -> None:
         deterministic=options.deterministic,
         seed=options.seed,
         device=options.device,
-        samples=options.samples,
+        samples=options.best_of or options.samples,
         **_given(options),
     )
+    if options.best_of is not None:
+        result = result.best()
     records = result.records()
     console.print(transcripts_table(records, options.show))
     console.print(evaluation_table(resolve_env_id(env or ""), result.summary()))

@@ -154,6 +154,40 @@ class NormalizedReturns:
         return advantages.astype(np.float32), returns
 
 
+def best_episodes(
+    rollout: SequenceRolloutBuffer, keep_best: int, threshold: float | None
+) -> set[int]:
+    """Return the numbers of the episodes that earned most.
+
+    Args:
+        rollout: Of whole episodes.
+        keep_best: Of each group so many at most, which have earned more than its mean. 0: all.
+        threshold: What an episode must have earned at least. None: anything.
+    """
+    groups: dict[int, list[Outcome]] = {}
+    for outcome in outcomes(rollout):
+        groups.setdefault(outcome.group, []).append(outcome)
+    best: set[int] = set()
+    for group in groups.values():
+        if keep_best:
+            mean = np.mean([outcome.earned for outcome in group])
+            ranked = sorted(group, key=lambda outcome: -outcome.earned)
+            group = [outcome for outcome in ranked[:keep_best] if outcome.earned > mean + SAME]
+        best |= {o.episode for o in group if threshold is None or o.earned >= threshold}
+    return best
+
+
+@dataclass(frozen=True)
+class Alike:
+    """All actions are as good: what is left in a rollout was chosen before."""
+
+    needs_values = False
+
+    def __call__(self, rollout: SequenceRolloutBuffer) -> tuple[Floats, Floats]:
+        """Return ones, and what was earned from each token on."""
+        return np.ones_like(rollout.rewards), ReturnToGo(1.0)(rollout)[1]
+
+
 def _numbered(keys: list[tuple[int, int]]) -> npt.NDArray[np.intp]:
     """Return a number from 0 on for each key, the same for the same."""
     numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from agents.models.backbone import Backbone, Observation, Scope
 from agents.models.layout import SequenceBatch
 from agents.policies.heads import CriticMixin
-from agents.policies.masks import Places, TokenMasks
+from agents.policies.masks import TokenMasks
 from agents.policies.observations import action_hidden, as_sequences, moved, on_host, where_asked
 from agents.policies.sampling import (
     Sampling,
@@ -133,12 +133,13 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
     ) -> th.Tensor:
         """Return the log-probabilities (n,) of actions under another model, sampled alike."""
 
-        def score(hidden: th.Tensor, tokens: th.Tensor, *said: Places) -> tuple[th.Tensor]:
-            distribution = self._distribution(backbone.logits, hidden, self._mask(*said), tokens)
+        def score(hidden: th.Tensor, tokens: th.Tensor, *said: Any) -> tuple[th.Tensor]:
+            mask = self._mask(*said, keep=tokens)
+            distribution = self._distribution(backbone.logits, hidden, mask, tokens)
             return (distribution.log_prob(tokens),)
 
         hidden, tokens = action_hidden(backbone, obs), actions.long().flatten()
-        return in_chunks(score, hidden, tokens, self.head_chunk, *self.masks.said(obs))[0]
+        return in_chunks(score, hidden, tokens, self.head_chunk, *self._said(obs))[0]
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """Return the values (n, 1) of observations, or of what sequences' actions came from."""
@@ -172,7 +173,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         """Return the distribution over the next token of each row, or of sequences' actions."""
         head = self._head if as_sequences(obs) is None else self.backbone.logits
         hidden = self._last_hidden(obs, self.backbone, scope="predict")
-        return self._distribution(head, hidden, self._mask(*self.masks.said(obs)))
+        return self._distribution(head, hidden, self._mask(*self._said(obs)))
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in either mode; an update may follow, so forget keys and values."""
@@ -181,22 +182,26 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         if mode:
             self.clear_cache()
 
+    @property
+    def backbones(self) -> list[Backbone]:
+        """All models that rollouts ask, the actor's first."""
+        return [each for each in (self.backbone, self.value_backbone) if each is not None]
+
     def start_rollout(self, steps: int) -> None:
         """Drop all keys and values, and prepare for so many steps."""
-        self.backbone.start_rollout(steps)
-        if self.value_backbone is not None:
-            self.value_backbone.start_rollout(steps)
+        for backbone in self.backbones:
+            backbone.start_rollout(steps)
 
     def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
         """Expect the rollout to go on with these of its rows, in this order."""
-        self.backbone.keep_rows(rows)
+        for backbone in self.backbones:
+            backbone.keep_rows(rows)
 
     def clear_cache(self) -> None:
         """Drop all keys and values, and the states of a constraint."""
         self.masks.clear()
-        self.backbone.clear_cache()
-        if self.value_backbone is not None:
-            self.value_backbone.clear_cache()
+        for backbone in self.backbones:
+            backbone.clear_cache()
 
     def _next_tokens(
         self, obs: PyTorchObs, deterministic: bool
@@ -207,7 +212,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         draw: Callable[..., Any] = self._draw
         if self._remembers:
             draw = self.backbone.program(("draw", self.sampling), draw)
-        mask = self._mask(*self.masks.said(obs, "rollout"))
+        mask = self._mask(*self._said(obs, "rollout"))
         actions, log_prob = draw(hidden, numbers, mask)
         return actions, log_prob, hidden
 
@@ -222,10 +227,8 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
     def _scores(
         self, obs: PyTorchObs | SequenceBatch, actions: th.Tensor, entropy_gradient: bool
     ) -> Scores:
-        def score(
-            hidden: th.Tensor, tokens: th.Tensor, *said: Places
-        ) -> tuple[th.Tensor, th.Tensor]:
-            mask = self._mask(*said)
+        def score(hidden: th.Tensor, tokens: th.Tensor, *said: Any) -> tuple[th.Tensor, th.Tensor]:
+            mask = self._mask(*said, keep=tokens)
             if entropy_gradient:
                 distribution = self._distribution(self.backbone.logits, hidden, mask, tokens)
                 return distribution.log_prob(tokens), distribution.entropy()
@@ -233,7 +236,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
             return token_log_probs(self.sampling.scores(logits, mask, keep=tokens), tokens)
 
         hidden, tokens = action_hidden(self.backbone, obs), actions.long().flatten()
-        said = self.masks.said(obs)
+        said = self._said(obs)
         log_prob, entropy = in_chunks(score, hidden, tokens, self.head_chunk, *said)
         if not self.critic:
             return Scores(log_prob, entropy, None)
@@ -254,14 +257,25 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         logits = head(hidden)[:, : self.vocab_size]
         return TokenDistribution(self.sampling.log_probs(logits, mask, keep))
 
-    def _mask(self, *said: Places) -> th.Tensor | None:
-        """Return what may be said in each of some places, or everywhere; None: everything."""
+    def _said(
+        self, obs: PyTorchObs | SequenceBatch, scope: Scope = "predict"
+    ) -> tuple[Sequence[Any], ...]:
+        """Return what masks are made of wherever a token is chosen; see `TokenMasks.said`."""
+        return self.masks.said(obs, scope)
+
+    def _mask(self, *said: Any, keep: th.Tensor | None = None) -> th.Tensor | None:
+        """Return what may be said in each of some places, or everywhere; None: everything.
+
+        Args:
+            said: Of these places, see `_said`.
+            keep: (n,) tokens that were said there, and so may be.
+        """
         if not said:
             return self.masks.allowed
         return cast("th.Tensor", self.masks(*said, self.device, self.tokenizer))
 
     def _last_hidden(
-        self, obs: PyTorchObs, backbone: Backbone, scope: Scope = "rollout"
+        self, obs: PyTorchObs | SequenceBatch, backbone: Backbone, scope: Scope = "rollout"
     ) -> th.Tensor:
         if self._remembers and as_sequences(obs) is None:
             return backbone.next_hidden(on_host(cast("dict[str, th.Tensor]", obs)), scope)

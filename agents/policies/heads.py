@@ -97,8 +97,8 @@ class CriticMixin(ABC):
         """The model that the critic reads."""
         return self.value_backbone or self.backbone
 
-    def copy_actor_to_critic(self) -> None:
-        """Let a critic that is a copy start from the actor as it is now."""
+    def follow_actor(self) -> None:
+        """Let what starts as a copy of the actor start from it as it is now: such a critic."""
         if self.value_model_is_copy and self.value_backbone is not None:
             self.value_backbone.load_state_dict(self.backbone.state_dict())
             self.value_backbone.clear_cache()

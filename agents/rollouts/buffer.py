@@ -253,6 +253,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.finish(_array(last_values), dones)
         super().compute_returns_and_advantage(last_values, dones)
 
+    def keep_episodes(self, episodes: set[int]) -> None:
+        """Leave out all other sequences; what their episodes earned stays in the arrays."""
+        self.sequences = [s for s in self.sequences if s.episode in episodes]
+
     def drop_unfinished(self) -> None:
         """Leave out the sequences of episodes that the end of the rollout has cut."""
         self._leave_out(self.unfinished_episodes)

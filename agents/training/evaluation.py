@@ -63,6 +63,14 @@ class Evaluation:
         """The share of successes, if the task knows success."""
         return _share([episode.is_success for episode in self.episodes])
 
+    def best(self) -> Evaluation:
+        """Return the best episode of each example, the first of equal ones: best of n."""
+        best: dict[int, Episode] = {}
+        for episode in self.episodes:
+            if episode.example not in best or episode.reward > best[episode.example].reward:
+                best[episode.example] = episode
+        return Evaluation(list(best.values()))
+
     def summary(self) -> dict[str, Any]:
         """Return the metrics that belong into a report; see `summarize`."""
         return summarize(self.records())
@@ -94,8 +102,9 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         Among others `mean_reward`; `standard_error` over the examples, None for one example;
-        `success_rate`, None where the task knows no success; with several samples `samples`, and
-        `pass@k` where the task knows success.
+        `success_rate`, None where the task knows no success; with several samples `samples`,
+        `best@k`, the mean of what the best of k responses earns, and `pass@k` where the task knows
+        success.
     """
     rewards = np.array([record["reward"] for record in records])
     terms = sorted({name for record in records for name in record["reward_terms"]})
@@ -108,7 +117,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mean_reward": float(rewards.mean()),
         "standard_error": None if math.isnan(error) else error,
         "success_rate": _share([record["is_success"] for record in records]),
-        **(_pass_at_powers(records) if several > 1 else {}),
+        **(_at_powers(records) if several > 1 else {}),
         "reward_terms": {
             name: float(np.mean([record["reward_terms"].get(name, 0.0) for record in records]))
             for name in terms
@@ -139,27 +148,34 @@ def reward_text(summary: Mapping[str, Any], success: bool = True) -> str:
     )
 
 
-def pass_at_k(samples: int, successes: int, k: int) -> float:
-    """Return the unbiased estimate of the chance that one of k samples succeeds (Chen et al. 2021).
+def best_at_k(rewards: Sequence[float], k: int) -> float:
+    """Return what the best of k responses earns: the mean over all choices of k of the largest.
+
+    Of successes (0 or 1) it is the chance that one of k succeeds (pass@k, Chen et al. 2021).
 
     Args:
-        samples: How many there were.
-        successes: How many of them succeeded.
-        k: At most `samples`.
+        rewards: Of several responses to one prompt.
+        k: At most as many.
     """
-    return 1.0 - math.comb(samples - successes, k) / math.comb(samples, k)
+    n = len(rewards)
+    ranked = enumerate(sorted(rewards))  # the i-th is the largest one of C(i, k - 1) choices
+    return sum(reward * math.comb(i, k - 1) for i, reward in ranked) / math.comb(n, k)
 
 
-def _pass_at_powers(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return pass@k for k = 1, 2, 4, ... up to the number of samples, the mean over examples."""
-    if any(record["is_success"] is None for record in records):
-        return {}
-    counts: dict[int, list[bool]] = {}
+def _at_powers(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return best@k and pass@k for k = 1, 2, 4, ..., the means over examples."""
+    own: dict[int, list[Mapping[str, Any]]] = {}
     for record in records:
-        counts.setdefault(record["example"], []).append(record["is_success"])
-    fewest = min(map(len, counts.values()))
+        own.setdefault(record["example"], []).append(record)
+    fewest = min(map(len, own.values()))
+    kinds = {"best": "reward", "pass": "is_success"}
+    if any(record["is_success"] is None for record in records):
+        del kinds["pass"]
     return {
-        f"pass@{k}": float(np.mean([pass_at_k(len(c), sum(c), k) for c in counts.values()]))
+        f"{kind}@{k}": float(
+            np.mean([best_at_k([r[key] for r in each], k) for each in own.values()])
+        )
+        for kind, key in kinds.items()
         for k in (2**i for i in range(fewest.bit_length()))
     }
 

@@ -133,7 +133,7 @@ def warm_start(
     if parallel.is_main():
         with parallel.main_process_only():
             _fit_or_read(model, passes, learning_rate, batch_size, progress, cache, seed)
-    policy.copy_actor_to_critic()
+    policy.follow_actor()
     parallel.broadcast(policy)
     policy.set_training_mode(False)
     policy.clear_cache()

@@ -70,7 +70,8 @@ class RunOptions(DataOptions):
     timesteps: int = 131_072
     """Tokens to train on."""
     algo: str = "ppo"
-    """The algorithm: ppo, grpo, rloo, reinforce++, remax, a2c or reinforce."""
+    """The algorithm: ppo, nlpo, grpo, rloo, reinforce++, remax, a2c, reinforce, expert_iteration,
+    or sft, which imitates demonstrations and no more."""
     recipe: RecipeName | None = None
     """Of grpo: what was published under this name. Default: grpo."""
     model: str = "tiny"
@@ -126,6 +127,14 @@ class RunOptions(DataOptions):
     """Leave responses that their budget cut out of the loss. Default: the recipe's."""
     dynamic_sampling: int | None = None
     """How often all play on to replace groups that earned all the same. Default: the recipe's."""
+    keep_best: int | None = None
+    """Of expert_iteration: imitate so many of the best of each group; 0: all. Default: 1."""
+    threshold: float | None = None
+    """Of expert_iteration: imitate what earned so much at least. Default: anything."""
+    top_mask: float | None = None
+    """Of nlpo: say only what a lagging copy puts into so much probability. Default: 0.9."""
+    target_update_iterations: int | None = None
+    """Of nlpo: after so many updates the copy is renewed. Default: 20."""
     ref_model: str | None = None
     """Whom the KL is to: a folder or hub id. Default: the model as it is after the warm start."""
     ent_coef: float = 0.0

@@ -18,6 +18,9 @@ ALGORITHMS = {
     "reinforce++": "agents.algorithms.reinforce_plus_plus:ReinforcePlusPlus",
     "remax": "agents.algorithms.remax:ReMax",
     "reinforce": "agents.algorithms.reinforce:Reinforce",
+    "nlpo": "agents.algorithms.nlpo:NLPO",
+    "expert_iteration": "agents.algorithms.expert_iteration:ExpertIteration",
+    "sft": "agents.algorithms.sft:SFT",
 }
 
 

@@ -56,10 +56,10 @@ class ScriptedAgent:
 
     Args:
         respond: Says what to respond.
-        seed: The seed for `respond`'s generator.
+        seed: The seed for `respond`'s generator, one number or several.
     """
 
-    def __init__(self, respond: Respond, seed: int = 0) -> None:
+    def __init__(self, respond: Respond, seed: int | Sequence[int] = 0) -> None:
         self._respond = respond
         self._rng = np.random.default_rng(seed)
         self._pending: dict[int, TokenIds] = {}

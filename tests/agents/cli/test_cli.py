@@ -291,6 +291,11 @@ def test_interrupt_in_the_first_rollout(tmp_path: Path, monkeypatch: pytest.Monk
         (["evaluate", "/no/run"], "/no/run is no run folder"),
         (["evaluate", "/no/run", "TextGen-v0"], "/no/run"),
         (["evaluate", "tiny", "TextGen-v0", "--samples", "0"], "samples must be at least 1"),
+        (["evaluate", "tiny", "TextGen-v0", "--best-of", "0"], "--best-of must be at least 1"),
+        (
+            ["evaluate", "tiny", "TextGen-v0", "--best-of", "2", "--samples", "2"],
+            "leave --samples out",
+        ),
         (["evaluate", "tiny", "TextGen-v0", "--output", "."], "--output takes a file"),
     ],
 )

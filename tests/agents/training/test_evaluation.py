@@ -11,7 +11,7 @@ import torch as th
 
 from agents import evaluate_split
 from agents.rollouts.vec_env import engine_of
-from agents.training.evaluation import Evaluation, pass_at_k, reward_text
+from agents.training.evaluation import Evaluation, best_at_k, reward_text
 from tests.agents.helpers import FEW, llama, policy_for, vec_env
 from textenvs import Example, Transcript, Turn
 from textenvs.envs.playing import Episode
@@ -171,17 +171,30 @@ def test_several_samples_of_each_example() -> None:
     assert (summary["examples"], summary["samples"]) == (4, 3)
     assert summary["pass@1"] == pytest.approx(summary["success_rate"]) and "pass@2" in summary
     assert "pass@4" not in summary and "pass@1" not in once.summary()
+    rewards = thrice.rewards.reshape(4, 3)
+    assert summary["best@1"] == pytest.approx(summary["mean_reward"])
+    best = thrice.best()
+    assert [e.example for e in best.episodes] == [e.example for e in once.episodes]
+    assert best.rewards == pytest.approx(rewards.max(axis=1))
+    assert "best@2" in summary and "best@4" not in summary and "best@1" not in once.summary()
     with pytest.raises(ValueError, match="samples must be at least 1"):
         evaluate_split(policy, env, 4, samples=0)
 
 
 @pytest.mark.parametrize("successes", range(6))
-def test_pass_at_k_is_the_share_of_subsets_with_a_success(successes: int) -> None:
+def test_pass_at_k_is_the_share_of_choices_with_a_success(successes: int) -> None:
     outcomes = [i < successes for i in range(5)]
     for k in range(1, 6):
         subsets = list(combinations(outcomes, k))
         expected = sum(map(any, subsets)) / len(subsets)
-        assert pass_at_k(5, successes, k) == pytest.approx(expected)
+        assert best_at_k(outcomes, k) == pytest.approx(expected)
+
+
+def test_best_at_k_is_the_mean_of_the_largest() -> None:
+    rewards = [0.3, -1.0, 0.3, 2.0, 0.5]
+    for k in range(1, 6):
+        expected = np.mean([max(chosen) for chosen in combinations(rewards, k)])
+        assert best_at_k(rewards, k) == pytest.approx(expected)
 
 
 def test_pass_at_powers_of_two() -> None:

@@ -215,7 +215,11 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
 
 def test_groups_where_episodes_are_compared() -> None:
     sizes = {algo: RunSpec("TextGen-v0", algo=algo).resolved_group_size for algo in ALGORITHMS}
-    assert {algo for algo, size in sizes.items() if size == 8} == {"grpo", "rloo"}
+    assert {algo for algo, size in sizes.items() if size == 8} == {
+        "grpo",
+        "rloo",
+        "expert_iteration",
+    }
     assert {size for size in sizes.values()} == {1, 8}
     assert RunSpec("TextGen-v0", algo="grpo", baseline="batch").resolved_group_size == 1
     spec = RunSpec("TextGen-v0", algo="reinforce++", baseline="group", sampling="epoch")
