@@ -1,4 +1,4 @@
-"""The command line: `textenvs train`, `textenvs evaluate`, `textenvs list`."""
+"""The command line: `textenvs train`, `evaluate`, `compare`, `list`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 import textenvs
+from agents.cli.compare import Compare, compare
 from agents.cli.errors import in_user_code, show_error
 from agents.cli.evaluate import Evaluate, evaluate
 from agents.cli.list import List, list_environments
@@ -21,11 +22,15 @@ from agents.training.folder import read_config
 MISTAKES = (ValueError, TypeError, ImportError)
 
 
-def parse(arguments: list[str] | None, saved: Train | None = None) -> Train | Evaluate | List:
+Command = Train | Evaluate | Compare | List
+
+
+def parse(arguments: list[str] | None, saved: Train | None = None) -> Command:
     """Parse the command line; `train` takes its defaults from a run's options, if given."""
     return tyro.cli(
         Annotated[Train, tyro.conf.subcommand("train", default=saved or Train())]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[List, tyro.conf.subcommand("list")],
         prog="textenvs",
         description="Text tasks as Gymnasium environments, and agents that train on them. "
@@ -61,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
             train(options, console)
         elif isinstance(options, Evaluate):
             evaluate(options, console)
+        elif isinstance(options, Compare):
+            compare(options, console)
         else:
             list_environments(console)
     except KeyboardInterrupt:
@@ -79,9 +86,8 @@ def joined(arguments: list[str]) -> list[str]:
 
     `--observe bleu --observe chrf` is `--observe bleu chrf`; tyro takes the last one alone.
     """
-    several = {
-        f"--{field.name.replace('_', '-')}" for field in fields(Train) if "tuple" in str(field.type)
-    }
+    names = [field.name for field in fields(Compare) if "tuple" in str(field.type)]
+    several = {f"--{name.replace('_', '-')}" for name in names}
     given: dict[str, list[str]] = {}
     result: list[str] = []
     into = result

@@ -175,6 +175,14 @@ def test_evaluate_any_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert len({answer["turns"][1]["text"] for answer in answers[:3]}) > 1
 
 
+def test_best_of_several(run: Path, tmp_path: Path) -> None:
+    output, few = tmp_path / "best.jsonl", ["--max-examples", "4", "--device", "cpu", "--quiet"]
+    main(["evaluate", str(run), "--best-of", "3", "--output", str(output), *few])
+    every = evaluate_model(run, max_examples=4, device="cpu", samples=3)
+    expected = every.rewards.reshape(4, 3).max(axis=1)
+    assert [answer["reward"] for answer in rows(output)] == pytest.approx(expected)
+
+
 def test_evaluate_a_run_on_other_data(run: Path, tmp_path: Path) -> None:
     output = tmp_path / "all.jsonl"
     data = ["--dataset", str(dataset(tmp_path, 6)), "--fields", "prompt=q", "references=a"]
