@@ -9,9 +9,11 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
+from agents.cli.compare import Compare
 from agents.cli.evaluate import Evaluate
 from agents.cli.main import main
 from agents.cli.train import Train
+from agents.cli.tune import Tune
 from agents.training.registry import ALGORITHMS
 from agents.training.spec import RunSpec
 from textenvs.checks import check_text_env
@@ -78,7 +80,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
         assert pkgutil.resolve_name(name) is not None
     options = {
         f"--{field.name.replace('_', '-')}"
-        for command in (Train, Evaluate)
+        for command in (Train, Evaluate, Compare, Tune)
         for field in dataclasses.fields(command)
     }
     others = {"--help", "--version", "--nproc-per-node"}
@@ -90,7 +92,7 @@ def test_algorithms_are_found_by_the_names_that_it_gives() -> None:
     for name in ALGORITHMS:
         assert f"`{name}`" in text
         found = RunSpec("TextGen-v0", algo=name).algorithm.__name__.lower()
-        assert found == name.replace("+", "plus")
+        assert found == name.replace("+", "plus").replace("_", "")
 
 
 def test_anchors_of_links_are_headings() -> None:

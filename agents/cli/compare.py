@@ -10,7 +10,6 @@ from rich.console import Console
 from agents.cli.quiet import quieten_hugging_face
 from agents.reports.comparison import CURVES, PICTURE, TABLE, report
 from agents.training.comparison import Comparison, contestants
-from agents.training.registry import ALGORITHMS
 from agents.training.spec import RunSpec
 
 # How many evaluations a learning curve has where nothing is said.
@@ -25,7 +24,8 @@ class Compare(RunSpec):
     """
 
     algos: tuple[str, ...] = ("ppo", "grpo", "rloo", "reinforce++", "a2c", "sft")
-    """Which, as ppo,grpo or ppo grpo; grpo:dapo is one with a recipe."""
+    """Which, as ppo,grpo or ppo grpo; grpo:dapo is one with a recipe, tuned.yaml one with the
+    options of a file."""
     seeds: int = 3
     """How many runs of each, with the seeds from --seed on."""
     workers: int = 1
@@ -53,10 +53,6 @@ def compare(options: Compare, console: Console) -> None:
     """Compare, and show what came out."""
     quieten_hugging_face()
     algos = [name for word in options.algos for name in word.split(",") if name]
-    for name in algos:
-        if name.partition(":")[0] not in ALGORITHMS:
-            known = ", ".join(ALGORITHMS)
-            raise ValueError(f"--algos must be of {known}, but one is {name!r}.")
     for name, least in {"seeds": 1, "workers": 0, "threads": 1}.items():
         if getattr(options, name) < least:
             raise ValueError(f"--{name} must be at least {least}, not {getattr(options, name)}.")

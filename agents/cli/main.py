@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import tyro
 from rich.console import Console
@@ -16,13 +17,22 @@ from agents.cli.errors import in_user_code, show_error
 from agents.cli.evaluate import Evaluate, evaluate
 from agents.cli.list import List, list_environments
 from agents.cli.train import Train, train
+from agents.cli.tune import Tune, tune
+from agents.training.configs import parse_settings, read_options
 from agents.training.folder import read_config
 
 # What a user's mistake raises; anything else is one of ours and shows its traceback.
 MISTAKES = (ValueError, TypeError, ImportError)
 
 
-Command = Train | Evaluate | Compare | List
+Command = Train | Evaluate | Compare | Tune | List
+RUN: dict[type, Callable[[Any, Console], None]] = {
+    Train: train,
+    Evaluate: evaluate,
+    Compare: compare,
+    Tune: tune,
+    List: lambda options, console: list_environments(console),
+}
 
 
 def parse(arguments: list[str] | None, saved: Train | None = None) -> Command:
@@ -31,6 +41,7 @@ def parse(arguments: list[str] | None, saved: Train | None = None) -> Command:
         Annotated[Train, tyro.conf.subcommand("train", default=saved or Train())]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[List, tyro.conf.subcommand("list")],
         prog="textenvs",
         description="Text tasks as Gymnasium environments, and agents that train on them. "
@@ -59,17 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console()
     try:
         if isinstance(options, Train):
-            if options.resume is not None:
-                saved = Train.from_config(read_config(options.resume))
-                # Once more, since only now it can be seen what was given besides.
-                options = cast("Train", parse(arguments, saved))
-            train(options, console)
-        elif isinstance(options, Evaluate):
-            evaluate(options, console)
-        elif isinstance(options, Compare):
-            compare(options, console)
-        else:
-            list_environments(console)
+            options = cast("Train", _with_saved(arguments, options))
+        RUN[type(options)](options, console)
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted.")
         raise SystemExit(130) from None
@@ -81,12 +83,26 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
+def _with_saved(arguments: list[str], options: Train) -> Command:
+    """Return the options with those of a run that goes on, or of a file, where none were given."""
+    if options.resume is not None:
+        saved = Train.from_config(read_config(options.resume))
+    elif options.config is not None or options.set:
+        own = {} if options.config is None else read_options(options.config)
+        saved = Train(**{**own, **parse_settings(options.set)})
+    else:
+        return options
+    # Once more, since only now it can be seen what was given besides.
+    return parse(arguments, saved)
+
+
 def joined(arguments: list[str]) -> list[str]:
     """Return arguments in which an option of several values that was repeated is given once.
 
     `--observe bleu --observe chrf` is `--observe bleu chrf`; tyro takes the last one alone.
     """
-    names = [field.name for field in fields(Compare) if "tuple" in str(field.type)]
+    every = [*fields(Train), *fields(Compare)]
+    names = [field.name for field in every if "tuple" in str(field.type)]
     several = {f"--{name.replace('_', '-')}" for name in names}
     given: dict[str, list[str]] = {}
     result: list[str] = []

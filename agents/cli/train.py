@@ -32,6 +32,10 @@ class Train(RunSpec):
     """Go on with the killed or interrupted run in this folder, instead of starting one. All other
     options are the run's own; device, checkpoint-freq, trace-episodes, report-to, progress, quiet
     and verbose may be given anew."""
+    config: Path | None = None
+    """A .toml or .yaml file of options; those on the command line go first."""
+    set: tuple[str, ...] = ()
+    """Options as NAME=VALUE, such as gae_lambda=0.9; they go before the file's."""
     run_dir: Path | None = None
     """The run's folder. Default: runs/ENV/DATE-TIME."""
     progress: bool = True
@@ -51,9 +55,10 @@ class Train(RunSpec):
         return f"--{name.replace('_', '-')}"
 
     def to_config(self) -> dict[str, Any]:
-        """Return what a run's config.json holds: how it was resumed is not in it."""
+        """Return what a run's config.json holds: where its options came from is not in it."""
         config = super().to_config()
-        del config["resume"]
+        for name in ("resume", "config", "set"):
+            del config[name]
         return config
 
 

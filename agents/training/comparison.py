@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
+from agents.training.configs import FORMATS, read_options
 from agents.training.folder import is_finished, is_run
 from agents.training.logs import HELD_OUT, STEP
-from agents.training.registry import algorithm_class, algorithm_options, keywords
+from agents.training.registry import algorithm_options, keywords
 from agents.training.run import Run
 from agents.training.spec import RunSpec
 
@@ -159,16 +160,29 @@ def contestants(spec: RunSpec, algos: Iterable[str]) -> dict[str, RunSpec]:
 
     Args:
         spec: What they have in common.
-        algos: Names of algorithms; "grpo:dapo" is one with a recipe.
+        algos: Names of algorithms; "grpo:dapo" is one with a recipe, "tuned.yaml" a file of options
+            (see `read_options`), whose environment does not count.
+
+    Raises:
+        ValueError: If there is no such algorithm, or two have one name.
     """
     defaults = {field.name: field.default for field in fields(spec)}
     every = algorithm_options()
-    found = {}
-    for name in algos:
-        algo, _, recipe = name.partition(":")
-        missing = every - set(keywords(algorithm_class(algo)))
+    found: dict[str, RunSpec] = {}
+    for given in algos:
+        name, own = given, dict[str, Any]()
+        if Path(given).suffix in FORMATS:
+            name, own = Path(given).stem, read_options(given)
+            own.pop("env", None)
+        else:
+            algo, _, recipe = given.partition(":")
+            own = {"algo": algo, "recipe": recipe or None}
+        if name in found:
+            raise ValueError(f"Two contestants are called {name!r}: leave one out, or rename it.")
+        algorithm = replace(RunSpec(spec.env), algo=own.get("algo", spec.algo)).algorithm
+        missing = every - set(keywords(algorithm))
         changes: dict[str, Any] = {k: v for k, v in defaults.items() if k in missing}
-        found[name] = replace(spec, **{**changes, "algo": algo, "recipe": recipe or None})
+        found[name] = replace(spec, **{**changes, **own})
     return found
 
 

@@ -78,6 +78,8 @@ class RunOptions(DataOptions):
     """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
     eval_dataset: str | None = None
     """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
+    eval_split: str | None = None
+    """Which split is held out. Default: test, or of a dataset without one a part of it."""
     warm_start: int = 8
     """How often to imitate the demonstrations before training. 0: not at all."""
     warm_start_learning_rate: float | None = None

@@ -164,7 +164,9 @@ class RunSpec(RunOptions):
             "choices": tuple(strings(self.choices, self.spell("choices"))),
             "observe": list(strings(self.observe, self.spell("observe"))),
         }
-        if not held_out:
+        if held_out:
+            split = self.eval_split or split
+        else:
             given["group_size"] = self.resolved_group_size if self.resolved_group_size > 1 else None
             given["sampling"] = self.sampling if self.sampling != "random" else None
         return {

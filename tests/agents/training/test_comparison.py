@@ -23,13 +23,20 @@ def specs(*algos: str, **options: Any) -> dict[str, RunSpec]:
     return contestants(RunSpec(TASK, **common), algos)
 
 
-def test_contestants_differ_in_their_algorithm_alone() -> None:
+def test_contestants_differ_in_their_algorithm_alone(tmp_path: Path) -> None:
     found = specs("ppo", "grpo:dapo", "sft", kl_coef=0.3, gae_lambda=0.9)
     assert list(found) == ["ppo", "grpo:dapo", "sft"]
     assert found["ppo"].gae_lambda == 0.9 and found["ppo"].kl_coef == 0.3
     assert found["grpo:dapo"].recipe == "dapo" and found["grpo:dapo"].kl_coef == 0.3
     assert found["sft"].kl_coef is None and found["sft"].gae_lambda == 0.95  # it has neither
     assert {spec.timesteps for spec in found.values()} == {64}
+    (tmp_path / "mine.yaml").write_text("env: Other-v0\nalgo: rloo\nlearning_rate: 1e-3\n")
+    found = specs("rloo", str(tmp_path / "mine.yaml"), kl_coef=0.3)
+    assert list(found) == ["rloo", "mine"] and found["mine"].env == TASK
+    assert (found["mine"].algo, found["mine"].learning_rate) == ("rloo", 1e-3)
+    assert found["rloo"].learning_rate is None and found["mine"].kl_coef == 0.3
+    with pytest.raises(ValueError, match="Two contestants are called 'rloo'"):
+        specs("rloo", "rloo")
     with pytest.raises(ValueError, match="at least one algorithm and one seed"):
         Comparison({}, range(3), Path("x"))
 
@@ -94,7 +101,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--algos", "ppo,pop"], "--algos must be of ppo, a2c, .*, but one is 'pop'"),
+        (["--algos", "ppo,pop"], "algo must be one of ppo, a2c, .*, not 'pop'"),
         (["--seeds", "0"], "--seeds must be at least 1, not 0"),
         (["--timesteps", "0"], "timesteps must be at least 1"),
     ],

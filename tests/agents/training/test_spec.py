@@ -135,12 +135,17 @@ def test_every_option_leads_somewhere() -> None:
     used = {*algorithm_options(), *policy_options(), *data.env_kwargs()}
     of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples", "eval_freq", "patience"}
     of_the_run |= {"checkpoint_freq", "trace_episodes", "report_to"}
-    renamed = {"lora_rank", "eval_dataset", "warm_start"}
+    renamed = {"lora_rank", "eval_dataset", "eval_split", "warm_start"}
     renamed |= {"warm_start_learning_rate", "warm_start_batch_size"}
     names = {field.name for field in fields(RunSpec)}
     assert names <= used | of_the_run | renamed
     own = {name for name in names - {"env"} if getattr(spec, name) is not None}
     assert {*algorithm} - {"policy_kwargs"} == own & inspect.signature(PPO).parameters.keys()
+
+
+def test_the_split_that_is_held_out() -> None:
+    spec = RunSpec("TextGen-v0", eval_split="validation")
+    assert [spec.env_kwargs(which)["split"] for which in (False, True)] == ["train", "validation"]
 
 
 def test_options_that_only_an_environment_takes() -> None:
