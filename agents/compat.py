@@ -147,6 +147,11 @@ def causal_attention(
     return sdpa_attention_forward(module, query, key, value, seen, **options)[0]
 
 
+def layer_of(module: nn.Module) -> int:
+    """Return the number of the layer that an attention is of; transformers 5.17, 5.23."""
+    return int(cast("Any", module).layer_idx)
+
+
 def checkpointed_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the layers whose inner results need not be kept; transformers 5.17, 5.23."""
     return [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]

@@ -265,3 +265,54 @@ def trl_iteration(shape: Shape, epochs: int, minibatches: int) -> Side:
     folder.cleanup()
 
     return Side(trainer.train, shape.episodes * shape.response)
+
+
+def _different_rewards(completions: list[str], **_: Any) -> list[float | None]:
+    """Return numbers that differ within a group, at no cost."""
+    return [float(i % 7) for i in range(len(completions))]
+
+
+def trl_group_iteration(shape: Shape, group_size: int) -> Side:
+    """Return a side that does an iteration with TRL's `GRPOTrainer`, with a reference.
+
+    Responses are as long as their budget: EOS is forbidden before.
+
+    Raises:
+        ImportError: If TRL is not installed.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    env = FixedLengths(shape, 1)
+    texts = [example.prompt for example in env.engine.examples]
+    folder = TemporaryDirectory()
+    # The reference is read from where the model came from.
+    AutoModelForCausalLM.from_config(shape.config()).save_pretrained(folder.name)
+    plain = {k: v for k, v in TRL_PLAIN.items() if k != "num_sample_generations"}
+    trainer = GRPOTrainer(
+        model=folder.name,
+        reward_funcs=_different_rewards,
+        args=GRPOConfig(
+            output_dir=folder.name,
+            max_steps=1,
+            per_device_train_batch_size=shape.episodes,
+            num_generations=group_size,
+            max_completion_length=shape.response,
+            generation_kwargs={"min_new_tokens": shape.response},
+            loss_type="grpo",
+            beta=0.04,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            logging_strategy="no",
+            **plain,
+        ),
+        processing_class=word_tokenizer(shape.vocabulary),
+        train_dataset=Dataset.from_dict({"prompt": texts}),
+    )
+    trainer.remove_callback(PrinterCallback)
+
+    def run() -> None:
+        trainer.train()
+        assert folder is not None  # it stays as long as this
+
+    return Side(run, shape.episodes * shape.response)

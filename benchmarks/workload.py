@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch as th
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from agents import PPO
+from agents import GRPO, PPO
 from benchmarks.measuring import Side
 from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.task import Example, Task, Transcript
@@ -124,6 +124,7 @@ class FixedLengths(TextVectorEnv):
         num_envs: The number of slots.
         lengths: The shortest and the longest episode. None: all are as long as `shape.response`.
         reward: See `TextEnv`.
+        group_size: How many neighbouring slots answer one prompt.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class FixedLengths(TextVectorEnv):
         num_envs: int,
         lengths: tuple[int, int] | None = None,
         reward: Any = None,
+        group_size: int = 1,
     ) -> None:
         self._range = lengths or (shape.response, shape.response)
         super().__init__(
@@ -140,6 +142,7 @@ class FixedLengths(TextVectorEnv):
             tokenizer=word_tokenizer(shape.vocabulary),
             max_new_tokens=self._range[1],
             reward=reward,
+            group_size=group_size,
         )
         self._draw = np.random.default_rng(0)
         self._limits = draw_lengths(self._draw, self._range, num_envs)
@@ -208,6 +211,19 @@ def agent(
     )
 
 
+def group_agent(shape: Shape, group_size: int, policy_kwargs: dict[str, Any] | None = None) -> GRPO:
+    """Return a GRPO with an episode a slot; an update is one minibatch, with a reference."""
+    return GRPO(
+        "TransformerPolicy",
+        FixedLengths(shape, shape.episodes, group_size=group_size),
+        learning_rate=LEARNING_RATE,
+        batch_size=shape.episodes * shape.response,
+        policy_kwargs={"model": shape.config(), **(policy_kwargs or {})},
+        seed=0,
+        device="cpu",
+    )
+
+
 def rollout(model: Any) -> Side:
     """Return a side that collects a rollout with an agent, ours or SB3's, with new weights."""
     _, callback = model._setup_learn(10**9)
@@ -231,7 +247,10 @@ def update(model: Any) -> Side:
     return Side(model.train, model.n_steps * model.n_envs * model.n_epochs)
 
 
-def iteration(model: PPO) -> Side:
+def iteration(model: PPO | GRPO) -> Side:
     """Return a side that does a whole iteration: rollout, reference, update."""
-    steps = model.n_steps * model.n_envs
+    env = model.get_env()
+    assert env is not None
+    budget = cast("Any", env.observation_space)["response"].shape[0]
+    steps = (model.n_steps if model.episodes_per_slot is None else budget) * model.n_envs
     return Side(lambda: model.learn(steps, reset_num_timesteps=False), steps)

@@ -106,6 +106,7 @@ class TransformerAlgorithm(Recorded):
         text_defaults: What `TransformerPolicy` takes where an argument is left at None.
         learning_rates: The learning rate that it takes instead for a pretrained model and for an
             adapter; it falls to 0 linearly.
+        text_policy: What "TransformerPolicy" stands for.
         transformers_only: Whether there is no such algorithm for SB3's policies.
         unused: Arguments of SB3's class, and of ours, that mean nothing here and are none of it.
         aggregation: What the means of its losses are over; see `Objective`.
@@ -115,6 +116,7 @@ class TransformerAlgorithm(Recorded):
 
     text_defaults: ClassVar[dict[str, Any]] = {}
     learning_rates: ClassVar[dict[ModelKind, float]] = {}
+    text_policy: ClassVar[type[TransformerPolicy]] = TransformerPolicy
     transformers_only: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
     aggregation: Aggregation = "token"
@@ -205,7 +207,7 @@ class TransformerAlgorithm(Recorded):
         if sb3_class(cls) is OnPolicyAlgorithm:
             return  # What several algorithms share is none yet.
         cls.__signature__ = inspect.Signature(list(signed(cls).values()))  # type: ignore[attr-defined]
-        own: dict[str, type[BasePolicy]] = {"TransformerPolicy": TransformerPolicy}
+        own: dict[str, type[BasePolicy]] = {"TransformerPolicy": cls.text_policy}
         cls.policy_aliases = {**sb3_class(cls).policy_aliases, **own}
 
     @property
@@ -335,7 +337,7 @@ class TransformerAlgorithm(Recorded):
         started = time.perf_counter()
         policy, buffer = self._text_policy(), cast("SequenceRolloutBuffer", self.rollout_buffer)
         if not any(parallel.all_gather([len(buffer.sequences)])):
-            self.awaits_update = False  # No episode has ended: they go on in the next rollout.
+            self.awaits_update = False  # No episode has ended, or none is to be learned from.
             self.gather_points()
             return
         policy.set_training_mode(True)

@@ -55,6 +55,10 @@ RANK_INVARIANT = (
     "kl_coef",
     "target_kl",
     "aggregation",
+    "keep_best",
+    "threshold",
+    "top_mask",
+    "target_update_iterations",
 )
 
 
@@ -125,7 +129,7 @@ def check_ranks_agree(agent: Any, total_timesteps: int) -> None:
     Raises:
         ValueError: If any of `RANK_INVARIANT`, or the total, differs.
     """
-    own = {name: getattr(agent, name) for name in RANK_INVARIANT}
+    own = {name: getattr(agent, name) for name in RANK_INVARIANT if hasattr(agent, name)}
     own["total_timesteps"] = total_timesteps
     for rank, other in enumerate(parallel.all_gather([own])):
         if other != own:

@@ -10,8 +10,8 @@ import stable_baselines3
 from agents import parallel
 from agents.algorithms.group_algorithm import GroupAlgorithm
 from agents.learning.advantages import AdvantageEstimator
-from agents.learning.groups import Alike, Baseline, best_episodes
-from agents.learning.losses import EntropyLoss, LossTerm, NegativeLogLikelihood
+from agents.learning.groups import Baseline, ConstantAdvantage, best_episodes, group_numbers
+from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss
 from agents.rollouts.buffer import SequenceRolloutBuffer
 
 
@@ -30,14 +30,16 @@ class ExpertIteration(GroupAlgorithm, stable_baselines3.PPO):
         env: Environments made by `gym.make_vec`, without wrappers, with a `group_size`.
         keep_best: Of each group so many of the best episodes, as far as they earned more than its
             mean: where all earned the same there is nothing to learn. 0: all of them. 1.
-        threshold: What an episode must have earned at least. None: anything.
+        threshold: What an episode must have earned at least, less a KL in the reward. None:
+            anything.
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
             a pretrained model.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
         n_epochs: Passes over what was kept. 2.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         kl_coef: What a nat of KL to the reference model costs. 0: no reference model is kept.
-        kl_in: "reward": the KL is part of what an episode earned. "loss": a loss of its own.
+        kl_in: "reward": the KL is part of what an episode earned. "loss": a loss of its own, over
+            what was kept.
         **kwargs: `kl_target`, `kl_estimator`, `ref_model`, `ent_coef`, `max_grad_norm`,
             `micro_batch_size`, `policy_kwargs`, `seed`, `device`, `verbose`, ...
 
@@ -61,26 +63,33 @@ class ExpertIteration(GroupAlgorithm, stable_baselines3.PPO):
         threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
-        if not keep_best:
-            if threshold is None:
-                raise ValueError("Expert iteration keeps the best: give keep_best or a threshold.")
-            self.baseline = "none"
         self.keep_best, self.threshold = keep_best, threshold
         super().__init__(policy, env, *args, **kwargs)
+
+    def _setup_model(self) -> None:
+        if not self.keep_best and self.threshold is None:
+            raise ValueError("Expert iteration keeps the best: give keep_best or a threshold.")
+        if self.kl_in == "advantage":
+            raise ValueError("What is imitated has no advantage: kl_in='reward' or 'loss'.")
+        self.baseline = "group" if self.keep_best else "none"
+        super()._setup_model()
 
     def settle(self, buffer: SequenceRolloutBuffer) -> None:
         """Leave out all but the best episodes."""
         super().settle(buffer)
-        played = len({sequence.episode for sequence in buffer.sequences})
+        played = {sequence.episode for sequence in buffer.sequences}
+        if self.keep_best:  # The KL alone makes no response better than another.
+            alike = set(group_numbers(buffer)[~self._signal].tolist())
+            buffer.drop_episodes({s.episode for s in buffer.sequences if s.group in alike})
         kept = best_episodes(buffer, self.keep_best, self.threshold)
-        buffer.keep_episodes(kept)
-        counts = np.sum(parallel.all_gather([(len(kept), played)]), axis=0)
+        buffer.drop_episodes(played - kept)
+        counts = np.sum(parallel.all_gather([(len(kept), len(played))]), axis=0)
         self.logger.record("rollout/kept", counts[0] / counts[1])
 
     def advantage_estimator(self) -> AdvantageEstimator:
         """Return what finds all that was kept as good."""
-        return Alike()
+        return ConstantAdvantage()
 
     def losses(self) -> list[LossTerm]:
         """Return the likelihood of what was kept, and the entropy's loss."""
-        return [NegativeLogLikelihood(), EntropyLoss(self.ent_coef)]
+        return [PolicyGradientLoss("nll_loss"), EntropyLoss(self.ent_coef)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import numpy as np
 import stable_baselines3
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -11,10 +14,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents import parallel
 from agents.algorithms.critic_free import CriticFree
 from agents.learning.advantages import AdvantageEstimator
-from agents.learning.groups import Alike
-from agents.learning.losses import LossTerm, NegativeLogLikelihood
+from agents.learning.groups import ConstantAdvantage
+from agents.learning.losses import LossTerm, PolicyGradientLoss
 from agents.learning.reference import score_reference
 from agents.models.loading import ModelKind
+from agents.policies.sampling import Sampling
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.demonstrations import DemonstrationSource
 from agents.rollouts.sources import RolloutSource
@@ -26,7 +30,8 @@ class SFT(CriticFree, stable_baselines3.PPO):
 
     `Task.demonstrate` plays the environments, and what it says is imitated. Time steps are its
     tokens. `agents.warm_start` fits the same data before an algorithm begins; this one has the
-    callbacks, logs, checkpoints and budgets of the others. Rewards are logged, not learned from.
+    callbacks, logs, checkpoints and budgets of the others. Rewards of the demonstrations are
+    logged, and not learned from. The model is fitted at temperature 1, whatever the sampling is.
 
     Args:
         policy: "TransformerPolicy", or a subclass.
@@ -37,6 +42,10 @@ class SFT(CriticFree, stable_baselines3.PPO):
         n_epochs: Passes over each rollout of demonstrations. 1.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         **kwargs: `max_grad_norm`, `micro_batch_size`, `policy_kwargs`, `seed`, `device`, ...
+
+    Raises:
+        ValueError: For environments whose slots cannot wait; in training, for demonstrations that
+            the policy may not say.
     """
 
     unused = (
@@ -71,13 +80,38 @@ class SFT(CriticFree, stable_baselines3.PPO):
     def settle(self, buffer: SequenceRolloutBuffer) -> None:
         """Enter what the policy makes of the demonstrations, for the figures of the update."""
         policy = self._text_policy()
-        score_reference(policy, policy.backbone, buffer, self.micro_batch_size or self.batch_size)
+        with self._whole_distribution():
+            size = self.micro_batch_size or self.batch_size
+            score_reference(policy, policy.backbone, buffer, size)
         buffer.log_probs[:] = buffer.ref_log_probs
+        for sequence in buffer.sequences:
+            index = buffer.index([sequence])
+            if not np.isfinite(buffer.log_probs[index]).all():
+                raise ValueError(
+                    "A demonstration has tokens that the policy may not say, "
+                    f"{buffer.actions[index].tolist()}: let allowed tokens, choices and the "
+                    "constraint allow what the task demonstrates."
+                )
+
+    def train(self) -> None:
+        """Update the policy from the demonstrations, and log how it went."""
+        with self._whole_distribution():
+            super().train()
+
+    @contextmanager
+    def _whole_distribution(self) -> Iterator[None]:
+        """Fit what the model says at temperature 1, as a warm start does: nothing is cut off."""
+        policy = self._text_policy()
+        own, policy.sampling = policy.sampling, Sampling()
+        try:
+            yield
+        finally:
+            policy.sampling = own
 
     def advantage_estimator(self) -> AdvantageEstimator:
         """Return what finds all of them as good."""
-        return Alike()
+        return ConstantAdvantage()
 
     def losses(self) -> list[LossTerm]:
         """Return the likelihood of the demonstrations."""
-        return [NegativeLogLikelihood()]
+        return [PolicyGradientLoss("nll_loss")]

@@ -61,12 +61,7 @@ def evaluate(options: Evaluate, console: Console) -> None:
     quieten_hugging_face()
     if options.quiet:
         console = Console(quiet=True)
-    if options.output is not None and (options.output.is_dir() or options.output.suffix == ""):
-        raise ValueError(f"--output takes a file such as samples.jsonl, not {options.output}.")
-    if options.best_of is not None and options.samples != 1:
-        raise ValueError("--best-of says how often examples are played: leave --samples out.")
-    if options.best_of is not None and options.best_of < 1:
-        raise ValueError(f"--best-of must be at least 1, but it is {options.best_of}.")
+    _check(options)
     env = options.env
     if is_run(Path(options.model)):
         run = Run.open(options.model)
@@ -88,10 +83,25 @@ def evaluate(options: Evaluate, console: Console) -> None:
         result = result.best()
     records = result.records()
     console.print(transcripts_table(records, options.show))
-    console.print(evaluation_table(resolve_env_id(env or ""), result.summary()))
+    summary = result.summary()
+    if options.best_of is not None:
+        summary = {"best of": options.best_of, **summary}
+    console.print(evaluation_table(resolve_env_id(env or ""), summary))
     if options.output is not None:
         write_jsonl(options.output, records)
         console.print(f"{len(records):,} transcripts: {options.output}", soft_wrap=True)
+
+
+def _check(options: Evaluate) -> None:
+    """Refuse options that make no sense together."""
+    if options.output is not None and (options.output.is_dir() or options.output.suffix == ""):
+        raise ValueError(f"--output takes a file such as samples.jsonl, not {options.output}.")
+    if options.best_of is not None and options.samples != 1:
+        raise ValueError("--best-of says how often examples are played: leave --samples out.")
+    if options.best_of is not None and options.best_of < 1:
+        raise ValueError(f"--best-of must be at least 1, but it is {options.best_of}.")
+    if options.best_of is not None and options.deterministic:
+        raise ValueError("--best-of samples, and --deterministic does not: leave one of them out.")
 
 
 def _given(options: Evaluate) -> dict[str, Any]:

@@ -15,10 +15,13 @@ import torch as th
 from torch import nn
 from transformers import PreTrainedModel
 
+from agents.compat import using_attention
 from agents.decoding.prefix_cache import PREFILL_TOKENS, PrefixCache
 from agents.decoding.prepacked import DecodeModel, Product, fastest_product
 from agents.decoding.programs import Programs
 from agents.decoding.row_cache import KeyValues, RowCache
+from agents.decoding.shared_prefix import ATTENTION as SHARED_ATTENTION
+from agents.decoding.shared_prefix import SharedPrefix
 from agents.decoding.tokens import Observation, Scope
 from agents.decoding.weights_version import WeightsVersion
 
@@ -43,6 +46,8 @@ class Decoder:
     Attributes:
         caches: What is remembered in each scope.
         compiled: See above.
+        share_from: From how many common keys on steps read these once for all rows that have them;
+            None: never. It has to be found out whether the model can; programs do not.
         prepacked: Whether the decode model is what runs.
     """
 
@@ -58,6 +63,7 @@ class Decoder:
     ) -> None:
         self.caches: dict[Scope, PrefixCache] = {}
         self.compiled = compiled
+        self.share_from: int | None = None
         self.prepacked = False
         self._model = model
         self._autocast = autocast
@@ -149,7 +155,12 @@ class Decoder:
         self.prepacked = False
 
     def trunk(
-        self, tokens: th.Tensor, positions: th.Tensor, mask: th.Tensor | None, cache: RowCache
+        self,
+        tokens: th.Tensor,
+        positions: th.Tensor,
+        mask: th.Tensor | None,
+        cache: RowCache,
+        shared: SharedPrefix | None = None,
     ) -> th.Tensor:
         """Return the last hidden states (n, q, hidden) of new tokens (n, q).
 
@@ -159,6 +170,7 @@ class Decoder:
             mask: Boolean (n, 1, q, k), which keys they see. None: those of the forward's own
                 tokens up to themselves.
             cache: Where keys and values go and come from.
+            shared: What the rows have in common.
         """
         if mask is not None:
             # To be added to the scores: SDPA would make it of a boolean one in each layer anew,
@@ -166,6 +178,9 @@ class Decoder:
             dtype = self._autocast or self._model.dtype
             mask = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, th.finfo(dtype).min)
         inputs = (tokens, positions, mask, cache)
+        if shared is not None:
+            with using_attention(self._model.config, SHARED_ATTENTION):
+                return self._run(*inputs, shared=shared)
         if not cache.allocated:  # a program would have to make room itself
             hidden = self._run(*inputs)
             if self._captures:
@@ -216,12 +231,17 @@ class Decoder:
                 rows, version, self._prefill_tokens, key_values, self._positions, compiled=True
             )
         else:
-            made = PrefixCache(rows, version, self._prefill_tokens)
+            made = PrefixCache(rows, version, self._prefill_tokens, share_from=self.share_from)
         self.caches[scope] = made
         return made
 
     def _run(
-        self, tokens: th.Tensor, positions: th.Tensor, mask: th.Tensor | None, cache: RowCache
+        self,
+        tokens: th.Tensor,
+        positions: th.Tensor,
+        mask: th.Tensor | None,
+        cache: RowCache,
+        **options: Any,
     ) -> th.Tensor:
         with th.autocast(tokens.device.type, self._autocast, enabled=self._autocast is not None):
             output = self._trunk(
@@ -230,6 +250,7 @@ class Decoder:
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
+                **options,
             )
         return cast("th.Tensor", output.last_hidden_state).float()
 

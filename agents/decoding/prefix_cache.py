@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch as th
 
 from agents.decoding.row_cache import KeyValues, RowCache
+from agents.decoding.shared_prefix import SharedPrefix
 from agents.decoding.tokens import (
     Observation,
     Tokens,
@@ -33,9 +34,11 @@ PREFILL_TOKENS = 2**14
 # Numbers of a mask of such a forward, which has as many for each token as the longest row is long.
 MASK_NUMBERS = 2**24
 
-# Runs the model: (input_ids, position_ids, attention mask, cache) -> hidden states (n, q, hidden).
-# Without a mask, each token sees the forward's own tokens up to itself.
-Forward = Callable[[th.Tensor, th.Tensor, th.Tensor | None, RowCache], th.Tensor]
+# Runs the model: (input_ids, position_ids, attention mask, cache, what rows have in common) ->
+# hidden states (n, q, hidden). Without a mask, a token sees the forward's own tokens up to itself.
+Forward = Callable[
+    [th.Tensor, th.Tensor, th.Tensor | None, RowCache, SharedPrefix | None], th.Tensor
+]
 
 
 class PrefixCache:
@@ -48,9 +51,11 @@ class PrefixCache:
         key_values: Where keys and values go. None: to new memory.
         capacity: The positions to make room for at once. 0: it grows with the rows.
         compiled: Whether the model is compiled, so that shapes have to be few.
+        share_from: From how many keys on a step reads once what rows have in common. None: never.
 
     Attributes:
         steps: How many steps it has computed.
+        shared: What all rows have in common with others since they began together, or None.
     """
 
     def __init__(
@@ -61,11 +66,14 @@ class PrefixCache:
         key_values: KeyValues | None = None,
         capacity: int = 0,
         compiled: bool = False,
+        share_from: int | None = None,
     ) -> None:
         self.rows = rows
         self.weights = weights
         self.key_values = KeyValues() if key_values is None else key_values
         self.steps = 0
+        self.shared: SharedPrefix | None = None
+        self._share_from = share_from
         self._prefill_tokens = prefill_tokens
         self._compiled = compiled
         self._capacity = _rounded(capacity + 1, ALLOCATION_STEP)
@@ -95,13 +103,18 @@ class PrefixCache:
         self.key_values.reserve(self.rows, self._capacity)
         others = np.flatnonzero(~self._going_on(observation))
         if len(others):
-            self._prefill(forward, observation, others, device)
+            self.shared = None
+            sources = self._prefill(forward, observation, others, device)
+            common = int(lengths.min()) - 1
+            if len(others) == self.rows and self._share_from and common >= self._share_from:
+                self.shared = SharedPrefix.of(self.key_values, sources, common)
         tokens_and_positions = np.stack([last_tokens(observation), lengths - 1])
         token, position = th.as_tensor(tokens_and_positions, device=device)[:, :, None]
         width = min(_rounded(longest, ALLOCATION_STEP if self._compiled else 1), self._capacity)
         mask = th.arange(width, device=device)[None, :] <= position
-        cache = RowCache(self.key_values, (self.rows, self._capacity), None, position, width)
-        hidden = forward(token, position, mask[:, None, None, :], cache)
+        first = 0 if self.shared is None else self.shared.length
+        cache = RowCache(self.key_values, (self.rows, self._capacity), None, position, width, first)
+        hidden = forward(token, position, mask[:, None, None, :], cache, self.shared)
         self.steps += 1
         self._remember(observation, others)
         return hidden[:, 0]
@@ -110,6 +123,7 @@ class PrefixCache:
         """Go on with these rows (n,) alone, in this order, and let the memory of the others go."""
         self.rows = len(rows)
         self.key_values.keep_rows(th.as_tensor(rows))
+        self.shared = None if self.shared is None else self.shared.kept(rows)
         self._seen = {key: seen[rows] for key, seen in self._seen.items()}
         self._versions = None if self._versions is None else self._versions[rows]
 
@@ -137,8 +151,12 @@ class PrefixCache:
 
     def _prefill(
         self, forward: Forward, observation: Observation, rows: Tokens, device: th.device
-    ) -> None:
-        """Compute what is missing before the last token of some rows, in few forwards."""
+    ) -> npt.NDArray[np.intp]:
+        """Compute what is missing before the last token of some rows, in few forwards.
+
+        Returns:
+            (n,) which of these rows each of them is a copy of; itself, if it is none.
+        """
         tokens, lengths = join_tokens(observation, rows)
         until = lengths - 1
         known = np.minimum(self._known(tokens, lengths, rows), until)
@@ -153,6 +171,7 @@ class PrefixCache:
         if copies:
             of, to = rows[list(copies.values())], rows[list(copies)]
             self.key_values.copy_rows(th.as_tensor(of), th.as_tensor(to), int(until.max()))
+        return np.array([copies.get(i, i) for i in range(len(rows))], dtype=np.intp)
 
     def _forwards(self, known: Tokens, until: Tokens) -> Iterator[npt.NDArray[np.intp]]:
         """Yield which rows, known and wanted up to these tokens, are read in one forward."""
@@ -193,7 +212,7 @@ class PrefixCache:
             mask = (th.arange(width, device=device) <= position[:, :, None])[:, None]
         where = th.as_tensor(rows, device=device)
         cache = RowCache(self.key_values, (self.rows, self._capacity), where, target, width)
-        forward(token, position, mask, cache)
+        forward(token, position, mask, cache, None)
 
     def _known(self, tokens: Tokens, lengths: Tokens, rows: Tokens) -> Tokens:
         """Return how many of some rows' tokens are the remembered ones, from the start on."""

@@ -52,6 +52,7 @@ class RowCache(Cache):
         positions: (n, q) where each row's new keys go.
         width: How many positions, from the first on, are attended to. 0: only the keys that the
             forward brings itself.
+        first: The first one of them that is read here; what is before it is read elsewhere.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class RowCache(Cache):
         rows: th.Tensor | None,
         positions: th.Tensor,
         width: int,
+        first: int = 0,
     ) -> None:
         without_layers(self)
         self._key_values = key_values
         self._shape = shape
         self._positions = positions
         self._width = width
+        self._first = first
         self._rows = rows
         every = th.arange(len(positions), device=positions.device) if rows is None else rows
         self._at = every[:, None]
@@ -109,5 +112,5 @@ class RowCache(Cache):
         kept[self._at, :, self._positions] = new.transpose(1, 2)
         if not self._width:
             return new
-        read = kept[:, :, : self._width]
+        read = kept[:, :, self._first : self._width]
         return read if self._rows is None else read[self._rows]

@@ -178,8 +178,8 @@ def best_episodes(
 
 
 @dataclass(frozen=True)
-class Alike:
-    """All actions are as good: what is left in a rollout was chosen before."""
+class ConstantAdvantage:
+    """An advantage of 1 for every token: what is imitated was chosen before."""
 
     needs_values = False
 

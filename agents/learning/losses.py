@@ -162,19 +162,6 @@ class PolicyGradientLoss:
 
 
 @dataclass(frozen=True)
-class NegativeLogLikelihood:
-    """Minus the log-probability: what has been said is to be said again."""
-
-    name: str = "nll_loss"
-    weight: float = 1.0
-    uses_entropy: ClassVar[bool] = False
-
-    def __call__(self, batch: TokenBatch, new: Scores) -> th.Tensor:
-        """Return the loss of each action."""
-        return -new.log_probs
-
-
-@dataclass(frozen=True)
 class ValueLoss:
     """The squared error of the critic.
 

@@ -15,6 +15,7 @@ from agents.compat import using_attention
 from agents.decoding.decoder import Decoder
 from agents.decoding.packing import ATTENTION, Packing, ends
 from agents.decoding.prefix_cache import PREFILL_TOKENS
+from agents.decoding.shared_prefix import LEAST_KEYS
 from agents.decoding.tokens import Observation, Scope, chunks, join_tokens
 from agents.models.backbone import Backbone
 from agents.models.checkpointing import checkpoint_layers, recomputing
@@ -241,6 +242,8 @@ class CausalBackbone(Backbone):
                 positions=self.max_tokens,
                 prefill_tokens=self.prefill_tokens,
             )
+            if self.capabilities.shares is None:
+                self._decoder.share_from = LEAST_KEYS
         return self._decoder
 
     def start_rollout(self, steps: int) -> None:

@@ -178,7 +178,27 @@ def why_no_sharing(backbone: Probed) -> str | None:
     places = th.arange(5)
     wanted = (places >= 2) & (places < th.tensor([[5], [3], [4], [5]]))
     batch = SequenceBatch(tokens, wanted, wanted)
-    return _why_not(partial(backbone.packed, batch), backbone.padded(batch))
+    reason = _why_not(partial(backbone.packed, batch), backbone.padded(batch))
+    return reason or _why_no_common_keys(backbone)
+
+
+def _why_no_common_keys(backbone: Probed) -> str | None:
+    """Return why steps of rows that go on from one prompt cannot read its keys once."""
+    random, lengths = np.random.default_rng(0), np.array([[3]] * 4 + [[4]] * 4)
+    observation = {
+        "prompt": np.repeat([[0, 1, 1, 0], [1, 0, 1, 1]], 4, axis=0),
+        "prompt_length": lengths,
+        "response": random.integers(0, 2, (8, 3)),
+        "response_length": np.zeros_like(lengths),
+    }
+    backbone.decoder.share_from = 2
+    reason = None
+    for said in range(3):
+        observation = {**observation, "response_length": np.full_like(lengths, said)}
+        ask = partial(backbone.decoder.next_hidden, observation, "rollout")
+        reason = reason or _why_not(ask, backbone.last_hidden(observation))
+    backbone.decoder.clear()
+    return reason
 
 
 @contextmanager

@@ -98,7 +98,7 @@ class CriticMixin(ABC):
         return self.value_backbone or self.backbone
 
     def follow_actor(self) -> None:
-        """Let what starts as a copy of the actor start from it as it is now: such a critic."""
+        """Copy the actor's weights into a critic that is to start as its copy."""
         if self.value_model_is_copy and self.value_backbone is not None:
             self.value_backbone.load_state_dict(self.backbone.state_dict())
             self.value_backbone.clear_cache()

@@ -19,25 +19,36 @@ class MaskedTransformerPolicy(TransformerPolicy):
     """A `TransformerPolicy` under the top-p mask of a lagging copy of its actor.
 
     Each token is one of the smallest set of tokens to which the copy gives at least a probability
-    of `top_mask`: of what the action space and the constraint allow, and at the policy's
-    temperature. So it is in rollouts, updates, the reference and predictions (Ramamurthy et al.
-    2023). The copy costs another forward wherever the actor has one, and another model's memory;
-    with LoRA another adapter's, but then it reads its whole context at each step.
+    of `top_mask`, or ends the turn: of what the action space and the constraint allow, and at the
+    policy's temperature (Ramamurthy et al. 2023). So it is in rollouts, updates and predictions;
+    another model, such as the reference, is scored without the copy's mask, so that a KL to it is
+    that of the policy as it acts. The copy costs another forward wherever the actor has one, and
+    another model's memory; with LoRA another adapter's, but then it reads its whole context at each
+    step.
 
     Args:
         *args: As for `TransformerPolicy`.
         top_mask: The probability, in (0, 1].
         **kwargs: As for `TransformerPolicy`.
 
+    Raises:
+        ValueError: For a `top_mask` out of its bounds.
+
     Attributes:
         mask_backbone: The copy; `renew_mask` makes it what the actor is.
     """
+
+    _ends: th.Tensor
+    _masked: bool = True
 
     def __init__(self, *args: Any, top_mask: float = 0.9, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not 0 < top_mask <= 1:
             raise ValueError(f"top_mask must be more than 0 and at most 1, but it is {top_mask}.")
         self.top_mask = top_mask
+        ends = th.zeros(self.vocab_size, dtype=th.bool)
+        ends[[i for i in getattr(self.action_space, "stop_token_ids", ()) if i < len(ends)]] = True
+        self.register_buffer("_ends", ends, persistent=False)
         self.mask_backbone = frozen_copy(self.backbone)
 
     def renew_mask(self) -> None:
@@ -48,8 +59,18 @@ class MaskedTransformerPolicy(TransformerPolicy):
             self.mask_backbone.load_state_dict(self.backbone.state_dict())
         self.mask_backbone.clear_cache()
 
+    def log_probs(
+        self, backbone: Backbone, obs: PyTorchObs | SequenceBatch, actions: th.Tensor
+    ) -> th.Tensor:
+        """Return the log-probabilities (n,) of actions under another model, which has no mask."""
+        self._masked = False
+        try:
+            return super().log_probs(backbone, obs, actions)
+        finally:
+            self._masked = True
+
     def follow_actor(self) -> None:
-        """Let what starts as a copy of the actor start from it as it is now: critic and mask."""
+        """Copy the actor's weights into what masks it, and into a critic that is to be its copy."""
         super().follow_actor()
         self.renew_mask()
 
@@ -61,16 +82,22 @@ class MaskedTransformerPolicy(TransformerPolicy):
     def _said(
         self, obs: PyTorchObs | SequenceBatch, scope: Scope = "predict"
     ) -> tuple[Sequence[Any], ...]:
+        if not self._masked:
+            return super()._said(obs, scope)
         with th.no_grad():
             hidden: Any = self._last_hidden(obs, self.mask_backbone, scope)
         return (*super()._said(obs, scope), hidden)
 
     def _mask(self, *said: Any, keep: th.Tensor | None = None) -> th.Tensor | None:
+        if not self._masked:
+            return super()._mask(*said)
         *places, hidden = said
+        allowed = super()._mask(*places)
         likely = replace(self.sampling, top_k=0, top_p=self.top_mask)
         with th.no_grad():
             logits = self.mask_backbone.logits(hidden)[:, : self.vocab_size]
-            return likely.scores(logits, super()._mask(*places), keep) > -th.inf
+            chosen = likely.scores(logits, allowed, keep) > -th.inf
+            return chosen | (self._ends if allowed is None else self._ends & allowed)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "top_mask": self.top_mask}

@@ -253,20 +253,20 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.finish(_array(last_values), dones)
         super().compute_returns_and_advantage(last_values, dones)
 
-    def keep_episodes(self, episodes: set[int]) -> None:
-        """Leave out all other sequences; what their episodes earned stays in the arrays."""
-        self.sequences = [s for s in self.sequences if s.episode in episodes]
+    def drop_episodes(self, episodes: set[int]) -> None:
+        """Leave out the sequences of some episodes; what they earned stays in the arrays."""
+        self.sequences = [s for s in self.sequences if s.episode not in episodes]
 
     def drop_unfinished(self) -> None:
         """Leave out the sequences of episodes that the end of the rollout has cut."""
-        self._leave_out(self.unfinished_episodes)
+        self.drop_episodes(self.unfinished_episodes)
 
     def drop_truncated(self) -> None:
         """Leave out episodes that were truncated, and those with a turn that its budget ended.
 
         What they earned stays in the arrays.
         """
-        self._leave_out(self.truncated_episodes | self._with_a_turn_that_ends(self.cut_turns))
+        self.drop_episodes(self.truncated_episodes | self._with_a_turn_that_ends(self.cut_turns))
 
     @property
     def unfinished_episodes(self) -> set[int]:
@@ -282,9 +282,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Return the episodes that have a turn whose environment and last step is in `places`."""
         ends = ((s.episode, (s.env, t.stop - 1)) for s in self.sequences for t in s.segments)
         return {episode for episode, end in ends if end in places}
-
-    def _leave_out(self, episodes: set[int]) -> None:
-        self.sequences = [s for s in self.sequences if s.episode not in episodes]
 
     def is_complete(self, sequence: Sequence) -> bool:
         """Return whether a sequence's episode ended within the rollout."""

@@ -45,7 +45,7 @@ class _Demonstrator:
         self._slots = np.arange(engine.num_envs)
 
     def act(self, observation: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], None]:
-        tokens = self._agent(self._engine, self._engine.observations)[self._slots]
+        tokens = self._agent(self._engine, self._engine.observations, self._slots)[self._slots]
         return tokens, np.zeros(len(tokens), dtype=np.float32), None
 
     def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:

@@ -200,7 +200,8 @@ def read_result(algo: str, seed: int, run: Run) -> Result:
         tuple(curve),
         before,
         after,
-        _last(rows, "rollout/ep_rew_mean"),
+        # Of demonstrations it would be what the demonstrator has earned.
+        None if run.spec.algo == "sft" else _last(rows, "rollout/ep_rew_mean"),
         _last(rows, "kl/per_episode"),
     )
 

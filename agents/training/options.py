@@ -134,9 +134,10 @@ class RunOptions(DataOptions):
     threshold: float | None = None
     """Of expert_iteration: imitate what earned so much at least. Default: anything."""
     top_mask: float | None = None
-    """Of nlpo: say only what a lagging copy puts into so much probability. Default: 0.9."""
+    """Of nlpo: sample only from the top-p set of a lagging copy of the policy; this is its p.
+    Default: 0.9."""
     target_update_iterations: int | None = None
-    """Of nlpo: after so many updates the copy is renewed. Default: 20."""
+    """Of nlpo: after so many rollouts the copy is renewed. Default: 4."""
     ref_model: str | None = None
     """Whom the KL is to: a folder or hub id. Default: the model as it is after the warm start."""
     ent_coef: float = 0.0

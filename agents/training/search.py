@@ -76,7 +76,11 @@ _PPO: dict[str, Among | Between] = {**_CRITIC, **_BATCHES, "target_kl": Among((0
 # What is searched, by algorithm; docs/comparison.md has it as a table.
 SPACES: dict[str, dict[str, Among | Between]] = {
     "ppo": _PPO,
-    "nlpo": {**_PPO, "top_mask": Among((0.8, 0.9, 0.95))},
+    "nlpo": {
+        **_PPO,
+        "top_mask": Among((0.8, 0.9, 0.95)),
+        "target_update_iterations": Among((2, 4, 8)),
+    },
     "a2c": _CRITIC,
     "reinforce": {**_NEAR, "n_steps": Among((32, 64, 128))},
     "grpo": {**_GROUPS, "recipe": Among(("grpo", "dr_grpo", "dapo", "gspo", "cispo"))},

@@ -114,6 +114,8 @@ class RunSpec(RunOptions):
                 f"{self.spell('num_envs')} must be a multiple of {self.spell('group_size')}="
                 f"{self.resolved_group_size}, but it is {self.num_envs}."
             )
+        if self.keep_best == 0 and self.threshold is None:
+            raise ValueError(f"{self.spell('keep_best')}=0 needs {self.spell('threshold')}.")
         if self.patience is not None and not self.eval_freq:
             raise ValueError(f"{self.spell('patience')} needs {self.spell('eval_freq')}.")
 
@@ -148,6 +150,8 @@ class RunSpec(RunOptions):
         """How many slots answer one prompt."""
         if self.group_size is not None:
             return self.group_size
+        if self.keep_best == 0:
+            return 1
         baseline = self.baseline or getattr(self.algorithm, "baseline", None)
         return GROUP_SIZE if baseline in GROUP_BASELINES else 1
 

@@ -65,10 +65,23 @@ class ScriptedAgent:
         self._pending: dict[int, TokenIds] = {}
         self._answered: dict[int, Sequence[Turn]] = {}
 
-    def __call__(self, engine: TextEngine, observations: Observation) -> npt.NDArray[np.int64]:
-        """Return the next token of what each slot is saying."""
+    def __call__(
+        self,
+        engine: TextEngine,
+        observations: Observation,
+        slots: npt.NDArray[np.intp] | None = None,
+    ) -> npt.NDArray[np.int64]:
+        """Return the next token of what each slot is saying, (num_envs,).
+
+        Args:
+            engine: Whose slots.
+            observations: Theirs.
+            slots: Those that speak; EOS stands for the others. None: all.
+        """
         actions = np.full(engine.num_envs, engine.eos_token_id, dtype=np.int64)
-        for slot, length in enumerate(observations["response_length"][:, 0].tolist()):
+        lengths = observations["response_length"][:, 0]
+        for slot in range(engine.num_envs) if slots is None else slots.tolist():
+            length = int(lengths[slot])
             turns = engine.turns[slot]
             # The tuple is replaced with every turn, so the same object means the same turn.
             if length == 0 and self._answered.get(slot) is not turns:

@@ -73,10 +73,13 @@ def test_what_is_imitated_is_the_best_by_definition(
         assert (ours - parameter.grad.float()).abs().max() < 1e-4 * scale, name
 
 
-def test_where_all_earn_the_same_nothing_is_learned() -> None:
-    model = expert(
-        env={"reward": [lambda transcripts: [1.0] * len(transcripts)]}, learning_rate=0.1
-    )
+@pytest.mark.parametrize("kl", [{}, {"kl_coef": 0.5, "kl_in": "reward"}])
+def test_where_all_earn_the_same_nothing_is_learned(kl: dict[str, Any]) -> None:
+    alike = {"reward": [lambda transcripts: [1.0] * len(transcripts)]}
+    model = expert(env=alike, learning_rate=0.1, **kl)
+    if kl:  # which alone would make some of them better
+        model.set_reference()
+        shake(model.reference)
     before = weights(model.policy)
     model.learn(50)
     assert same(before, weights(model.policy))
@@ -91,6 +94,8 @@ def test_saved_and_loaded_it_goes_on_exactly(tmp_path: Any) -> None:
     model.learn(100).save(tmp_path / "agent")
     model.learn(100, reset_num_timesteps=False)
     loaded = ExpertIteration.load(tmp_path / "agent", env=fresh().env, device="cpu")
+    with pytest.raises(ValueError, match="give keep_best or a threshold"):
+        ExpertIteration.load(tmp_path / "agent", env=fresh().env, device="cpu", keep_best=0)
     loaded.learn(100, reset_num_timesteps=False)
     assert same(weights(model.policy), weights(loaded.policy))
 
@@ -100,6 +105,7 @@ def test_saved_and_loaded_it_goes_on_exactly(tmp_path: Any) -> None:
     [
         ({"group_size": 1}, "ExpertIteration compares the responses to one prompt"),
         ({"keep_best": 0}, "give keep_best or a threshold"),
+        ({"kl_in": "advantage", "kl_coef": 0.1}, "What is imitated has no advantage"),
         ({"keep_best": -1}, "keep_best must be at least 0"),
     ],
 )

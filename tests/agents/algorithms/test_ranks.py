@@ -28,6 +28,7 @@ from stable_baselines3.common.logger import configure
 
 from agents import (
     GRPO,
+    NLPO,
     PPO,
     CheckpointCallback,
     ReinforcePlusPlus,
@@ -128,6 +129,7 @@ CASES: dict[str, dict[str, Any]] = {
         "clip_range_high": 0.05,
     },
     "normalized": {**GROUPS, "cls": ReinforcePlusPlus, "baseline": "group"},
+    "masked": {"cls": NLPO, "top_mask": 0.6, "max_grad_norm": 1e9, "batch_size": ITERATION},
 }
 AGGREGATIONS: dict[str, dict[str, Any]] = {
     "by sequence": {"aggregation": "sequence"},
@@ -214,7 +216,7 @@ def test_two_ranks_make_the_update_of_one(updates: dict[str, Any], case: str) ->
     for rank in two:
         assert rank["kl_coef"] == pytest.approx(one["kl_coef"], 1e-6) != SETTLED["kl_coef"]
         theirs: Update = rank["update"]
-        whole = case in ("clipped", "groups", "normalized")
+        whole = case in ("clipped", "groups", "normalized", "masked")
         assert len(theirs.gradients) == (2 if whole else 6)
         assert ours.difference(theirs) < 1e-4
         for name, value in ours.log.items():

@@ -22,7 +22,9 @@ def make(task: Any = Spell, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("task", [Spell, Chat])
 def test_what_is_learned_is_what_the_task_demonstrates(task: Any) -> None:
-    model = make(task, policy=PLAIN_STEPS, batch_size=None, learning_rate=0.0, max_grad_norm=1e9)
+    sampling = {"temperature": 0.5, "top_k": 3, "top_p": 0.9}  # of which nothing is to be seen
+    policy = {**PLAIN_STEPS, **sampling}
+    model = make(task, policy=policy, batch_size=None, learning_rate=0.0, max_grad_norm=1e9)
     collect(model)
     buffer, engine = model.rollout_buffer, model.env.unwrapped.native.engine
     batch = buffer.batch(buffer.sequences)
@@ -53,7 +55,7 @@ def test_what_is_learned_is_what_the_task_demonstrates(task: Any) -> None:
         assert error < 1e-3 * gradient.abs().max().clamp(min=1e-2), name
 
 
-def test_rollouts_demonstrate_other_examples_and_ranks_other_ones() -> None:
+def test_rollouts_demonstrate_other_examples() -> None:
     model = make()
     first = collect(model).rollout_buffer.actions.copy()
     assert not np.array_equal(first, collect(model, fresh=False).rollout_buffer.actions)
@@ -73,6 +75,26 @@ def test_saved_and_loaded_it_goes_on_exactly(tmp_path: Any) -> None:
     loaded = SFT.load(tmp_path / "agent", env=make(Chat).env, device="cpu")
     loaded.learn(60, reset_num_timesteps=False)
     assert same(weights(model.policy), weights(loaded.policy))
+
+
+def test_who_waits_demonstrates_nothing() -> None:
+    answered: list[str] = []
+
+    class Counted(Chat):
+        max_turns = 1
+
+        def demonstrate(self, example: Any, turns: Any, rng: Any) -> str:
+            answered.append(example.prompt)
+            return "a" if len(answered) % 2 else "a b c d e"
+
+    collect(make(Counted))
+    assert len(answered) == 4
+
+
+def test_what_may_not_be_said_is_told() -> None:
+    model = make(policy={"allowed_tokens": [0, 1, 2]})
+    with pytest.raises(ValueError, match="A demonstration has tokens that the policy may not say"):
+        model.learn(40)
 
 
 def test_what_it_has_no_use_for_is_refused() -> None:

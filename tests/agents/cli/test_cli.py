@@ -304,6 +304,10 @@ def test_interrupt_in_the_first_rollout(tmp_path: Path, monkeypatch: pytest.Monk
             ["evaluate", "tiny", "TextGen-v0", "--best-of", "2", "--samples", "2"],
             "leave --samples out",
         ),
+        (
+            ["evaluate", "tiny", "TextGen-v0", "--best-of", "2", "--deterministic"],
+            "leave one of them out",
+        ),
         (["evaluate", "tiny", "TextGen-v0", "--output", "."], "--output takes a file"),
     ],
 )

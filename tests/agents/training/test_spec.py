@@ -227,6 +227,10 @@ def test_groups_where_episodes_are_compared() -> None:
     }
     assert {size for size in sizes.values()} == {1, 8}
     assert RunSpec("TextGen-v0", algo="grpo", baseline="batch").resolved_group_size == 1
+    kept = RunSpec("TextGen-v0", algo="expert_iteration", keep_best=0, threshold=0.5)
+    assert kept.resolved_group_size == 1
+    with pytest.raises(ValueError, match="keep_best=0 needs threshold"):
+        RunSpec("TextGen-v0", algo="expert_iteration", keep_best=0)
     spec = RunSpec("TextGen-v0", algo="reinforce++", baseline="group", sampling="epoch")
     assert spec.env_kwargs()["group_size"] == 8 and spec.env_kwargs()["sampling"] == "epoch"
     assert not {"group_size", "sampling"} & spec.env_kwargs(held_out=True).keys()
