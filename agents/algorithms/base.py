@@ -179,6 +179,7 @@ class TransformerAlgorithm(Recorded):
         # By slot, the KL of the episode so far.
         self.episode_kl: npt.NDArray[np.float64] | None = None
         self.rollout_began = 0  # at how many time steps
+        self.waited = 0.0
         self.rollouts_learned = 0
         self.unfinished: list[UnfinishedEpisode] = []  # of the last rollout
         self._start_state()
@@ -289,6 +290,7 @@ class TransformerAlgorithm(Recorded):
         buffer.layout, buffer.policy_version = policy.backbone.layout, self._n_updates
         buffer.group_size = self.group_size
         self.rollout_began, self.awaits_update = self.num_timesteps, True
+        self.waited = 0.0  # for evaluations and checkpoints
         goes_on = parallel.run_on_all(lambda: source.fill(policy, buffer, callback))
         collected = self.num_timesteps - self.rollout_began
         self.num_timesteps = self.rollout_began + sum(parallel.all_gather([collected]))
@@ -296,9 +298,9 @@ class TransformerAlgorithm(Recorded):
         if not goes_on:
             return False
         self.complete_rollout(buffer)
+        self.record_speed("rollout", started + self.waited)
         callback.update_locals(locals())
         parallel.run_on_all(lambda: _ends_rollout(callback))
-        self.record_speed("rollout", started)
         return True
 
     def complete_rollout(self, buffer: SequenceRolloutBuffer) -> None:

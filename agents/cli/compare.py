@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from agents.cli.quiet import quieten_hugging_face
+from agents.cli.several import SeveralRuns
 from agents.reports.comparison import CURVES, PICTURE, TABLE, report
 from agents.training.comparison import Comparison, contestants
-from agents.training.spec import RunSpec
+from agents.training.parsing import resolve_env_id
 
 # How many evaluations a learning curve has where nothing is said.
 EVALUATIONS = 8
 
 
 @dataclass(frozen=True)
-class Compare(RunSpec):
+class Compare(SeveralRuns):
     """Train with several algorithms, the same budget of tokens each, and compare them.
 
-    All options of `train` are those of every run; what an algorithm does not have is left out.
+    All options of `train` are those of every run; what an algorithm does not have is left out. The
+    folder is runs/compare/ENV, if none is given.
     """
 
     algos: tuple[str, ...] = ("ppo", "grpo", "rloo", "reinforce++", "a2c", "sft")
@@ -28,51 +30,39 @@ class Compare(RunSpec):
     options of a file."""
     seeds: int = 3
     """How many runs of each, with the seeds from --seed on."""
-    workers: int = 1
-    """How many runs at a time, each in a process of its own. 0: in this process."""
-    threads: int = 1
-    """Threads of each run."""
     level: float | None = None
     """The held-out reward that all are asked when they reach. Default: nine tenths of the way from
     the start to the best of all."""
-    out: Path | None = None
-    """The folder of the comparison; what is finished there is not run again. Default:
-    runs/compare/ENV."""
-
-    def __post_init__(self) -> None:
-        """Check nothing yet: `compare` does."""
-        if self.out is not None:
-            object.__setattr__(self, "out", Path(self.out))
-
-    def spell(self, name: str) -> str:
-        """Return an option as it is given."""
-        return f"--{name.replace('_', '-')}"
 
 
 def compare(options: Compare, console: Console) -> None:
     """Compare, and show what came out."""
     quieten_hugging_face()
+    own = options.of_runs(seeds=1)
+    if not options.env:
+        raise ValueError("A comparison needs an environment, such as TextGen-v0.")
     algos = [name for word in options.algos for name in word.split(",") if name]
-    for name, least in {"seeds": 1, "workers": 0, "threads": 1}.items():
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, not {getattr(options, name)}.")
-    own = {field.name: getattr(options, field.name) for field in fields(RunSpec)}
-    spec = RunSpec(**{**own, "algo": "ppo", "recipe": None})
-    if not spec.eval_freq:
-        spec = replace(spec, eval_freq=max(1, spec.timesteps // EVALUATIONS))
-    folder = options.out or Path("runs") / "compare" / spec.env_id
-    seeds = range(spec.seed, spec.seed + options.seeds)
-    comparison = Comparison(contestants(spec, algos), seeds, folder)
+    freq = options.eval_freq or max(1, options.timesteps // EVALUATIONS)
+    own = {"checkpoint_freq": freq, **own, "eval_freq": freq}
+    folder = options.out or Path("runs") / "compare" / resolve_env_id(options.env)
+    seeds = range(options.seed, options.seed + options.seeds)
+    comparison = Comparison(contestants(algos, **own), seeds, folder)
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
-    try:
-        results = comparison.train(options.workers, options.threads, say)
-    finally:
+    def show() -> None:
         done = comparison.results()
-        if done:
-            title = f"{spec.env_id}, {spec.timesteps:,} tokens"
-            console.print(report(done, folder, title, options.level))
-            say(f"{folder}: {TABLE}, {CURVES}, {PICTURE}, and a run folder for each seed")
-    assert len(results) == len(comparison.runs())
+        if not done:
+            return
+        title = f"{resolve_env_id(options.env)}, {options.timesteps:,} tokens"
+        missing = len(comparison.runs()) - len(done)
+        title += f" ({missing} of {len(comparison.runs())} runs are missing)" if missing else ""
+        console.print(report(done, folder, title, options.level))
+        say(f"{folder}: {TABLE}, {CURVES}, {PICTURE}, and a run folder for each seed")
+
+    comparison.results()  # Refused, if other runs are there.
+    try:
+        comparison.train(options.workers, options.threads, say)
+    finally:
+        show()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any, cast
 
 import tyro
@@ -85,11 +85,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _with_saved(arguments: list[str], options: Train) -> Command:
     """Return the options with those of a run that goes on, or of a file, where none were given."""
+    own = {} if options.config is None else read_options(options.config)
+    own |= parse_settings(options.set)
     if options.resume is not None:
-        saved = Train.from_config(read_config(options.resume))
-    elif options.config is not None or options.set:
-        own = {} if options.config is None else read_options(options.config)
-        saved = Train(**{**own, **parse_settings(options.set)})
+        saved = replace(Train.from_config(read_config(options.resume)), **own)
+    elif own:
+        saved = Train(**own)
     else:
         return options
     # Once more, since only now it can be seen what was given besides.

@@ -11,7 +11,7 @@ import torch as th
 from agents import parallel
 from agents.learning.objective import Objective
 from agents.policies.transformer import TransformerPolicy
-from agents.rollouts.buffer import SequenceRolloutBuffer
+from agents.rollouts.buffer import Diverged, SequenceRolloutBuffer
 from agents.rollouts.sequences import Sequence, split_by_size
 
 
@@ -60,7 +60,7 @@ def update(
         target_kl: Stop, without a step, when a minibatch's approximate KL exceeds 1.5 times this.
 
     Raises:
-        ValueError: If a loss or its gradient is not finite; the step is not made.
+        Diverged: If a loss or its gradient is not finite; the step is not made.
     """
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     log = UpdateLog()
@@ -80,7 +80,7 @@ def update(
             loss = log.metrics["loss"][-1]
             if not (np.isfinite(norm) and np.isfinite(loss)):
                 policy.optimizer.zero_grad()
-                raise ValueError(
+                raise Diverged(
                     f"Training has diverged: the loss is {loss}, the norm of its gradient {norm}; "
                     "this step was not made. Lower learning_rate, or raise kl_coef; if the first "
                     "update fails, look for rewards that are not finite or very large."

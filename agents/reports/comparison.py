@@ -33,7 +33,7 @@ def report(
             start to the best is gone.
     """
     by_algo = {name: [r for r in results if r.algo == name] for name in _names(results)}
-    threshold = _threshold(by_algo) if threshold is None else threshold
+    threshold = _threshold(by_algo) if threshold is None else threshold  # None: all got worse
     rows = columns(by_algo, threshold)
     text = f"# {title}\n\n{table(rows)}\n\n![learning curves]({PICTURE})\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,9 @@ def report(
     return terminal_table(rows, title)
 
 
-def columns(by_algo: Mapping[str, Sequence[Result]], threshold: float) -> list[dict[str, str]]:
+def columns(
+    by_algo: Mapping[str, Sequence[Result]], threshold: float | None
+) -> list[dict[str, str]]:
     """Return a row for each algorithm, the best first: cells by the names of their columns."""
     observed = sorted({name for rs in by_algo.values() for r in rs for name in r.after["observed"]})
     ranked = sorted(by_algo.items(), key=lambda item: -interquartile_mean(_final(item[1])))
@@ -51,32 +53,43 @@ def columns(by_algo: Mapping[str, Sequence[Result]], threshold: float) -> list[d
 
 
 def _columns(
-    name: str, results: Sequence[Result], observed: Sequence[str], threshold: float
+    name: str, results: Sequence[Result], observed: Sequence[str], threshold: float | None
 ) -> dict[str, str]:
     final = _final(results)
     several = len(final) > 1
     low, high = bootstrap_interval(final[:, None])
-    reached = [point for r in results if (point := r.reached(threshold)) is not None]
-    missed = "" if len(reached) == len(results) else f" ({len(reached)}/{len(results)})"
     gaps = [
         None if r.train_reward is None else r.train_reward - r.after["mean_reward"] for r in results
     ]
+    successes = [r.after.get("success_rate") for r in results]
     return {
-        "algorithm": name,
+        "algorithm": name.replace("|", "/"),
         "seeds": str(len(results)),
+        "tokens": f"{np.median([r.curve[-1].tokens for r in results]):,.0f}",
         "held out before": _mean([r.before["mean_reward"] for r in results], ".3f"),
         "after": f"{interquartile_mean(final):.3f}",
         "95 % interval": f"{low:.3f} .. {high:.3f}" if several else "",
         "spread": f"{final.std(ddof=1):.3f}" if several else "",
-        **{measure: _measure(results, measure) for measure in observed},
+        **({} if successes.count(None) else {"success": _mean(successes, ".2f")}),
+        **{f"{measure} *": _measure(results, measure) for measure in observed},
         "distinct": _mean([r.after["distinct_responses"] for r in results], ".2f"),
         "train - held out": _mean(gaps, "+.3f"),
-        f"tokens to {threshold:.3g}": (
-            f"{np.median([p.tokens for p in reached]):,.0f}{missed}" if reached else "never"
-        ),
-        "seconds": f"{np.median([p.seconds for p in reached]):,.0f}" if reached else "",
+        **({} if threshold is None else _reached(results, threshold)),
         "KL": _mean([r.kl for r in results], ".1f"),
         "tokens/s": f"{np.median([r.tokens_per_second for r in results]):,.0f}",
+    }
+
+
+def _reached(results: Sequence[Result], threshold: float) -> dict[str, str]:
+    """Return when a held-out reward was reached."""
+    reached = [point for r in results if (point := r.reached(threshold)) is not None]
+    missed = "" if len(reached) == len(results) else f" ({len(reached)}/{len(results)})"
+    tokens, seconds = (
+        f"{np.median([point[i] for point in reached]):,.0f}" if reached else "" for i in (0, 1)
+    )
+    return {
+        f"tokens to {threshold:.3g}": (tokens or "never") + missed * bool(reached),
+        "seconds": seconds,
     }
 
 
@@ -88,9 +101,10 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def terminal_table(rows: Sequence[Mapping[str, str]], title: str) -> Table:
     """Return the columns that say most, for a terminal."""
-    left_out = {"seeds", "spread", "distinct", "train - held out", "seconds"}
+    left_out = {"tokens", "spread", "success", "distinct", "train - held out", "seconds", "KL"}
     shown = [name for name in rows[0] if name not in left_out]
     result = Table(*shown, title=title)
+    result.columns[0].no_wrap = True
     for row in rows:
         result.add_row(*(row[name] for name in shown))
     return result
@@ -98,16 +112,17 @@ def terminal_table(rows: Sequence[Mapping[str, str]], title: str) -> Table:
 
 NOTES = (
     "*After* is the interquartile mean over seeds (of fewer than four their mean), its interval "
-    "from a stratified bootstrap, *spread* the standard deviation over seeds. What stands between "
-    "*spread* and *distinct* is measured and not trained on; *distinct* is the share of held-out "
-    "responses that differ from each other. *Tokens* and *seconds* are medians of those seeds that "
-    "reached that held-out reward, between evaluations by a straight line; seconds are those of "
-    "rollouts and updates. *KL* is to the policy before training, in nats per training episode."
+    "from a stratified bootstrap, *spread* the standard deviation over seeds. *Tokens* are those "
+    "of training, as a rollout is never cut. What has a star is measured and not trained on; "
+    "*distinct* is the share of held-out responses that differ from each other. *Tokens to* and "
+    "*seconds* are medians of those seeds that reached that held-out reward, between evaluations "
+    "by a straight line; seconds are those of rollouts and updates. *KL* is to the policy before "
+    "training, in nats per training episode. Before training, too, NLPO plays under its mask."
 )
 
 
 def plot(
-    by_algo: Mapping[str, Sequence[Result]], picture: Path, title: str, threshold: float
+    by_algo: Mapping[str, Sequence[Result]], picture: Path, title: str, threshold: float | None
 ) -> None:
     """Draw held-out rewards over tokens and over seconds, and where the runs ended."""
     import matplotlib
@@ -129,7 +144,8 @@ def plot(
         axes[2].plot(final, [number] * len(final), "o", color=colour, alpha=0.4)
         axes[2].plot(interquartile_mean(final), number, "|", color=colour, ms=16, mew=3)
     for axis, label in zip(axes, ("tokens", "seconds of rollouts and updates"), strict=False):
-        axis.axhline(threshold, color="grey", linewidth=0.8, linestyle=":")
+        if threshold is not None:
+            axis.axhline(threshold, color="grey", linewidth=0.8, linestyle=":")
         axis.set_xlabel(label)
         axis.set_ylabel("held-out reward")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -158,10 +174,10 @@ def _band(results: Sequence[Result], index: int) -> tuple[Any, Any, Any, Any]:
     return places, interquartile_mean(rewards, axis=0), low, high
 
 
-def _threshold(by_algo: Mapping[str, Sequence[Result]]) -> float:
+def _threshold(by_algo: Mapping[str, Sequence[Result]]) -> float | None:
     start = float(np.mean([r.before["mean_reward"] for rs in by_algo.values() for r in rs]))
     best = max(float(interquartile_mean(_final(results))) for results in by_algo.values())
-    return start + SHARE * (best - start)
+    return start + SHARE * (best - start) if best > start else None
 
 
 def _final(results: Sequence[Result]) -> Any:

@@ -28,6 +28,10 @@ Observation = dict[str, npt.NDArray[np.int64]]
 FLOATS = ("rewards", "returns", "values", "log_probs", "advantages", "ref_log_probs")
 
 
+class Diverged(ValueError):
+    """A training whose numbers are no longer finite."""
+
+
 @dataclass(frozen=True)
 class Truncation:
     """An episode that was truncated: it would have gone on after this step.
@@ -228,7 +232,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             dones: (n_envs,) whether the last steps ended their episodes.
 
         Raises:
-            ValueError: If log-probabilities or values are not finite.
+            Diverged: If log-probabilities or values are not finite.
         """
         self.last_values = np.asarray(last_values, dtype=np.float32).reshape(-1)
         self.check_finite()
@@ -238,10 +242,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.full = True
 
     def check_finite(self) -> None:
-        """Raise a ValueError if log-probabilities or values are not finite."""
+        """Raise `Diverged` if log-probabilities or values are not finite."""
         arrays = (self.log_probs, self.values, self.last_values)
         if not all(np.isfinite(array).all() for array in arrays):
-            raise ValueError(
+            raise Diverged(
                 "The policy's log-probabilities or values are no longer finite: training has "
                 "diverged. Lower learning_rate, or raise kl_coef."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -26,6 +27,7 @@ class Agent(Protocol):
     """What the loop needs of an SB3 algorithm: where the last step left off."""
 
     num_timesteps: int
+    waited: float
     _last_obs: Any
     _last_episode_starts: Any
     unfinished: list[UnfinishedEpisode]
@@ -86,7 +88,9 @@ class StepSource:
             drawn = np.array(engine.drawn)
             buffer.first_episodes = drawn - drawn.min()
         buffer.reset()
+        started = time.perf_counter()
         callback.on_rollout_start()
+        agent.waited = time.perf_counter() - started
         starts = agent._last_episode_starts  # an episode that was reset does not go on
         put_back(buffer, (e for e in agent.unfinished if not starts[e["slot"]]))
         policy.start_rollout(self._n_steps)

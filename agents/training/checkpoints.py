@@ -11,17 +11,18 @@ from stable_baselines3.common import callbacks
 
 from agents import parallel
 from agents.files import atomic_path
+from agents.rollouts.buffer import Diverged
 
 
 def check_finite(model: Any) -> None:
     """Refuse to go on with, or to save, an agent that has diverged.
 
     Raises:
-        ValueError: If a weight, or what the optimizer remembers of it, is infinite or NaN.
+        Diverged: If a weight, or what the optimizer remembers of it, is infinite or NaN.
     """
     for name, tensor in _tensors(model.policy):
         if not bool(th.isfinite(tensor).all()):
-            raise ValueError(
+            raise Diverged(
                 f"The training has diverged: {name} is not finite after {model.num_timesteps:,} "
                 "tokens, and an agent like that is not saved. Lower the learning rate, or raise "
                 "kl_coef; what was saved before is as it was."

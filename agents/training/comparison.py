@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +12,18 @@ import numpy as np
 import torch as th
 
 from agents.training.configs import FORMATS, read_options
-from agents.training.folder import is_finished, is_run
+from agents.training.folder import is_run
 from agents.training.logs import HELD_OUT, STEP
-from agents.training.registry import algorithm_options, keywords
+from agents.training.pool import Say, run_all
+from agents.training.registry import (
+    ALGORITHMS,
+    algorithm_class,
+    algorithm_options,
+    keywords,
+    policy_options,
+)
 from agents.training.run import Run
 from agents.training.spec import RunSpec
-
-Say = Callable[[str], None]
 
 
 class Point(NamedTuple):
@@ -61,7 +65,7 @@ class Result:
     @property
     def tokens_per_second(self) -> float:
         """Of rollouts and updates."""
-        return self.curve[-1].tokens / max(self.curve[-1].seconds, 1e-9)
+        return self.curve[-1].tokens / self.curve[-1].seconds
 
     def reached(self, threshold: float) -> Point | None:
         """Return the first point of the curve, between its evaluations, at a held-out reward."""
@@ -84,8 +88,8 @@ class Result:
 class Comparison:
     """Runs that differ in their algorithm and their seed, in one folder.
 
-        specs = contestants(RunSpec("TextGen-v0", timesteps=32_768), ["ppo", "grpo"])
-        Comparison(specs, seeds=range(3), folder=Path("runs/compared")).train(workers=2)
+        specs = contestants(["ppo", "grpo"], env="TextGen-v0", timesteps=32_768)
+        Comparison(specs, seeds=range(3), folder=Path("runs/compared")).train()
 
     Args:
         specs: By name, what each contestant does.
@@ -108,82 +112,110 @@ class Comparison:
     def runs(self) -> dict[tuple[str, int], tuple[RunSpec, Path]]:
         """Return what is run and where, by contestant and seed; seed by seed."""
         return {
-            (name, seed): (replace(spec, seed=seed), self.folder / name / f"seed-{seed}")
+            (name, seed): (replace(spec, seed=seed), self.folder / _plain(name) / f"seed-{seed}")
             for seed in self.seeds
             for name, spec in self.specs.items()
         }
 
     def train(
-        self, workers: int = 1, threads: int = 1, say: Say = lambda line: None
+        self, workers: int = 0, threads: int = 1, say: Say = lambda line: None
     ) -> list[Result]:
         """Train what is not finished yet, and return what came out.
 
-        Runs that are finished are taken as they are; those that were killed go on.
+        Runs that are finished are taken as they are; those that were killed or interrupted go on
+        from their checkpoints.
 
         Args:
-            workers: How many runs at a time, in processes of their own. 0: in this process.
+            workers: How many runs at a time, in processes of their own; a script that asks for
+                some needs `if __name__ == "__main__":`. 0: in this process.
             threads: Of each process: two processes of two threads on two cores take several times
                 as long as two of one.
             say: Called with a line for each run that has ended.
 
         Raises:
-            ValueError: If the folder has other runs.
-            RuntimeError: If runs failed; the others are finished.
+            ValueError: If the folder has other runs; if runs failed, when the others are finished.
+            KeyboardInterrupt: If it was interrupted.
         """
+        every = self.runs()
         todo = [
-            (spec, folder, threads)
-            for spec, folder in self.runs().values()
-            if not _is_done(spec, folder)
+            (name, spec, folder, threads)
+            for (name, _), (spec, folder) in every.items()
+            if not (is_run(folder) and Run.open(folder, spec).is_finished)
         ]
-        say(f"{len(self.runs()) - len(todo)} of {len(self.runs())} runs are finished already.")
+        say(f"{len(every) - len(todo)} of {len(every)} runs are finished already.")
         failures = []
-        for number, (name, failure) in enumerate(_train_all(todo, workers), 1):
-            say(f"[{number}/{len(todo)}] {name}" + (" failed" if failure else ""))
+        for number, (name, failure) in enumerate(run_all(_train, todo, workers), 1):
+            say(f"[{number}/{len(todo)}] {name}" + (f" failed. {failure}" if failure else ""))
             failures += [f"{name}: {failure}"] if failure else []
         if failures:
-            raise RuntimeError("Some runs failed.\n" + "\n".join(failures))
+            raise ValueError("Some runs failed.\n" + "\n".join(failures))
         return self.results()
 
     def results(self) -> list[Result]:
-        """Return what came of the runs that are finished."""
-        return [
-            read_result(name, seed, Run.open(folder))
-            for (name, seed), (_, folder) in self.runs().items()
-            if is_run(folder) and is_finished(folder)
-        ]
+        """Return what came of the runs that are finished.
+
+        Raises:
+            ValueError: If the folder has other runs.
+        """
+        opened = {
+            key: Run.open(folder, spec)
+            for key, (spec, folder) in self.runs().items()
+            if is_run(folder)
+        }
+        return [read_result(*key, run) for key, run in opened.items() if run.is_finished]
 
 
-def contestants(spec: RunSpec, algos: Iterable[str]) -> dict[str, RunSpec]:
+def _plain(name: str) -> str:
+    """Return a name that a folder may have on any system."""
+    return name.replace(":", "-")
+
+
+def contestants(algos: Iterable[str], **options: Any) -> dict[str, RunSpec]:
     """Return what is compared: a specification for each algorithm, else the same.
 
-    An option that an algorithm does not have is left out for it.
-
     Args:
-        spec: What they have in common.
-        algos: Names of algorithms; "grpo:dapo" is one with a recipe, "tuned.yaml" a file of options
-            (see `read_options`), whose environment does not count.
+        algos: Names of algorithms; "grpo:dapo" is one with a recipe. A file of options (see
+            `read_options`) counts with those of its algorithm and policy; it is called as its name
+            says, or its folder's, if that is "best".
+        **options: Of `RunSpec`, what they have in common. What an algorithm does not have is left
+            out for it.
 
     Raises:
-        ValueError: If there is no such algorithm, or two have one name.
+        TypeError: For options that there are not.
+        ValueError: If there is no such algorithm, two have one name, or nobody has an option.
     """
-    defaults = {field.name: field.default for field in fields(spec)}
-    every = algorithm_options()
+    for name in ("algo", "recipe"):
+        if options.pop(name, None) is not None:
+            raise ValueError(f"What is compared has an {name} each: say so in algos.")
+    of_algorithms, used = algorithm_options(), set[str]()
     found: dict[str, RunSpec] = {}
     for given in algos:
-        name, own = given, dict[str, Any]()
         if Path(given).suffix in FORMATS:
-            name, own = Path(given).stem, read_options(given)
-            own.pop("env", None)
+            path = Path(given)
+            name = path.stem if path.stem != "best" else path.parent.name
+            may = (of_algorithms | policy_options() | GROUPING | {"algo", "recipe"}) - COMMON
+            own = {k: v for k, v in read_options(path).items() if k in may}
         else:
             algo, _, recipe = given.partition(":")
-            own = {"algo": algo, "recipe": recipe or None}
+            name, own = given, {"algo": algo, **({"recipe": recipe} if recipe else {})}
         if name in found:
             raise ValueError(f"Two contestants are called {name!r}: leave one out, or rename it.")
-        algorithm = replace(RunSpec(spec.env), algo=own.get("algo", spec.algo)).algorithm
-        missing = every - set(keywords(algorithm))
-        changes: dict[str, Any] = {k: v for k, v in defaults.items() if k in missing}
-        found[name] = replace(spec, **{**changes, **own})
+        algo = own.get("algo", RunSpec.algo)
+        if algo not in ALGORITHMS:
+            raise ValueError(f"algos must be of {', '.join(ALGORITHMS)}, but one is {algo!r}.")
+        missing = of_algorithms - set(keywords(algorithm_class(algo)))
+        common = {k: v for k, v in options.items() if k not in missing}
+        used |= common.keys()
+        found[name] = RunSpec(**{**common, **own})
+    unused = sorted(options.keys() - used) if found else []
+    if unused:
+        raise ValueError(f"None of {', '.join(found)} has {', '.join(unused)}: leave it out.")
     return found
+
+
+# What a file's options may change besides those of algorithm and policy, and what never.
+GROUPING = {"group_size", "sampling"}
+COMMON = {"model", "seed", "device"}
 
 
 def read_result(algo: str, seed: int, run: Run) -> Result:
@@ -228,35 +260,23 @@ def _last(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
     return next((row[column] for row in reversed(rows) if row.get(column) is not None), None)
 
 
-def _is_done(spec: RunSpec, folder: Path) -> bool:
-    """Return whether a run is finished; one of another specification is refused."""
-    if not is_run(folder):
-        return False
-    return Run.open(folder, spec).is_finished
+def _train(what: tuple[str, RunSpec, Path, int]) -> tuple[str, str | None]:
+    """Start a run, or go on with it, and return its name and how it failed, if it did.
 
-
-def _train_all(
-    todo: Sequence[tuple[RunSpec, Path, int]], workers: int
-) -> Iterator[tuple[str, str | None]]:
-    """Train, and yield the name of each run when it has ended, and how it failed if it did."""
-    if not workers:
-        yield from map(_train, todo)
-    elif todo:
-        # Spawned, as torch wants it; at an interrupt they end, and go on where they were later.
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(todo))) as pool:
-            yield from pool.imap_unordered(_train, todo)
-
-
-def _train(what: tuple[RunSpec, Path, int]) -> tuple[str, str | None]:
-    """Start a run, or go on with it."""
-    spec, folder, threads = what
-    name = f"{folder.parent.name}, seed {spec.seed}"
+    Raises:
+        KeyboardInterrupt: If it was interrupted, and has written what it had learned.
+    """
+    name, spec, folder, threads = what
     before = th.get_num_threads()
     th.set_num_threads(threads)
     try:
         run = Run.open(folder, spec) if is_run(folder) else Run.create(spec, folder)
-        return name, "interrupted" if run.train()["interrupted"] else None
-    except Exception as error:
-        return name, "".join(traceback.format_exception_only(error)).strip()
+        if run.train()["interrupted"]:
+            raise KeyboardInterrupt
+        return f"{name}, seed {spec.seed}", None
+    except (ValueError, TypeError, ImportError) as error:
+        return f"{name}, seed {spec.seed}", str(error)
+    except Exception:  # a user's, or one of ours: where it was is worth to know
+        return f"{name}, seed {spec.seed}", traceback.format_exc()
     finally:
         th.set_num_threads(before)

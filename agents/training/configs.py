@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def read_options(path: str | Path) -> dict[str, Any]:
         path: A .toml, .yaml or .yml file. Keys may be written with dashes, as on the command line.
 
     Raises:
-        ValueError: If there is no such file, or it holds something else.
+        ValueError: If there is no such file, or it holds something else, or values of other types.
         TypeError: For options that there are not.
     """
     path = Path(path)
@@ -42,6 +43,7 @@ def read_options(path: str | Path) -> dict[str, Any]:
         found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    found = {} if found is None else found
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}, and not options by name.")
     return _options(found, str(path))
@@ -51,15 +53,20 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """Return the options of texts such as "learning_rate=1e-4"; values are written as in YAML.
 
     Raises:
-        ValueError: For a text without a name or a value.
+        ValueError: For a text without a name or a value, or with one of another type.
         TypeError: For options that there are not.
     """
-    found = {}
+    found = dict[str, Any]()
+    types = {field.name: str(field.type) for field in fields(RunOptions)}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not (name and equals and value):
             raise ValueError(f"An option is set as NAME=VALUE, not as {setting!r}.")
-        found[name] = yaml.safe_load(value)
+        kind = types.get(name.replace("-", "_"), "")
+        try:  # A text is what it is, whatever YAML would make of it.
+            found[name] = value if kind.startswith("str") else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{setting!r} cannot be read: {error}") from error
     return _options(found, "A setting")
 
 
@@ -75,16 +82,35 @@ def _options(found: Mapping[str, Any], source: str) -> dict[str, Any]:
     types = {field.name: str(field.type) for field in fields(RunOptions)}
     options = {str(name).replace("-", "_"): value for name, value in found.items()}
     check_keywords(options, types, source)
-    return {name: _of_type(value, types[name]) for name, value in options.items()}
+    return {name: _of_type(name, value, types[name], source) for name, value in options.items()}
 
 
-def _of_type(value: Any, kind: str) -> Any:
-    """Return a value as a field holds it: YAML takes 1e-4, without a point, for a text."""
+def _of_type(name: str, value: Any, kind: str, source: str) -> Any:
+    """Return a value as a field holds it: YAML takes 1e-4, without a point, for a text.
+
+    Raises:
+        ValueError: If it is of another type.
+    """
+    if value is None and "None" in kind:
+        return None
     if "tuple" in kind:
-        return tuple(value) if isinstance(value, list) else (value,)
-    if "float" in kind and not isinstance(value, bool) and isinstance(value, (int, str)):
-        try:
-            return float(value)
-        except ValueError:
-            return value  # which the specification will refuse
+        values = value if isinstance(value, list) else [value]
+        if all(isinstance(each, str) for each in values):
+            return tuple(values)
+        raise ValueError(f"{source}: {name} takes texts, not {value!r}.")
+    if "float" in kind or "int" in kind:
+        with suppress(TypeError, ValueError):
+            number = float(value)
+            whole = "float" not in kind
+            if not isinstance(value, bool) and (not whole or number.is_integer()):
+                return int(number) if whole else number
+        raise ValueError(
+            f"{source}: {name} takes a {'' if 'float' in kind else 'whole '}number, not {value!r}."
+        )
+    wanted: type = bool if "bool" in kind else str
+    if not isinstance(value, wanted):
+        raise ValueError(
+            f"{source}: {name} takes {'true or false' if wanted is bool else 'a text'}, not "
+            f"{value!r}."
+        )
     return value

@@ -79,7 +79,7 @@ class RunOptions(DataOptions):
     eval_dataset: str | None = None
     """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
     eval_split: str | None = None
-    """Which split is held out. Default: test, or of a dataset without one a part of it."""
+    """Which split is held out. Default: test, or a tenth of a dataset."""
     warm_start: int = 8
     """How often to imitate the demonstrations before training. 0: not at all."""
     warm_start_learning_rate: float | None = None

@@ -188,6 +188,7 @@ def _to_the_end(
         model.learn(
             max(0, spec.timesteps - model.num_timesteps),
             callback=_callbacks(spec, held_out),
+            log_interval=1,  # SB3's A2C has 100
             reset_num_timesteps=False,
             progress_bar=listener.progress,
         )

@@ -53,13 +53,18 @@ def test_the_table_says_what_the_runs_say() -> None:
     runs["sft"] = [result("sft", 0, 0.8)]
     first, second = columns(runs, 0.75)
     assert (first["algorithm"], first["after"], first["95 % interval"]) == ("sft", "0.800", "")
-    assert (second["after"], second["spread"], second["chrf"]) == (
+    assert (second["after"], second["spread"], second["chrf *"]) == (
         "0.700",
         "0.200",
         "0.200 -> 0.300",
     )
     assert (second["tokens to 0.75"], second["train - held out"]) == ("162 (1/3)", "+0.050")
     assert (second["KL"], second["tokens/s"]) == ("1.5", "7")
+
+
+def test_where_all_got_worse_nothing_is_reached(tmp_path: Path) -> None:
+    report([result("ppo", 0, 0.05)], tmp_path, "Mine")
+    assert "tokens to" not in (tmp_path / TABLE).read_text()
 
 
 def test_a_report_is_a_table_curves_and_a_picture(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import Run, RunSpec
 from agents.cli.main import main
 from agents.training.comparison import Comparison, contestants, read_result
 from agents.training.folder import CONFIG, SUMMARY
+from agents.training.held_out import HeldOut
 
 TASK = "tests.agents.training.test_imitation:Spell"
 SMALL: dict[str, Any] = {"timesteps": 64, "num_envs": 4, "n_steps": 8, "warm_start": 0}
@@ -20,7 +23,7 @@ SMALL |= {"eval_examples": 4, "device": "cpu", "max_new_tokens": 3}
 
 def specs(*algos: str, **options: Any) -> dict[str, RunSpec]:
     common = {**SMALL, "group_size": 2, "eval_freq": 32, **options}
-    return contestants(RunSpec(TASK, **common), algos)
+    return contestants(algos, env=TASK, **common)
 
 
 def test_contestants_differ_in_their_algorithm_alone(tmp_path: Path) -> None:
@@ -30,11 +33,14 @@ def test_contestants_differ_in_their_algorithm_alone(tmp_path: Path) -> None:
     assert found["grpo:dapo"].recipe == "dapo" and found["grpo:dapo"].kl_coef == 0.3
     assert found["sft"].kl_coef is None and found["sft"].gae_lambda == 0.95  # it has neither
     assert {spec.timesteps for spec in found.values()} == {64}
-    (tmp_path / "mine.yaml").write_text("env: Other-v0\nalgo: rloo\nlearning_rate: 1e-3\n")
-    found = specs("rloo", str(tmp_path / "mine.yaml"), kl_coef=0.3)
-    assert list(found) == ["rloo", "mine"] and found["mine"].env == TASK
+    text = "env: Other-v0\nalgo: rloo\nlearning_rate: 1e-3\ntimesteps: 999\nmodel: gpt2\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    found = specs("a2c", "rloo", str(tmp_path / "mine.yaml"), kl_coef=0.3)
+    assert list(found) == ["a2c", "rloo", "mine"] and found["mine"].env == TASK
     assert (found["mine"].algo, found["mine"].learning_rate) == ("rloo", 1e-3)
     assert found["rloo"].learning_rate is None and found["mine"].kl_coef == 0.3
+    assert found["mine"].timesteps == 64 and found["mine"].model == "tiny"
+    assert specs("ppo", "expert_iteration", keep_best=2)["expert_iteration"].keep_best == 2
     with pytest.raises(ValueError, match="Two contestants are called 'rloo'"):
         specs("rloo", "rloo")
     with pytest.raises(ValueError, match="at least one algorithm and one seed"):
@@ -62,13 +68,23 @@ def test_finished_runs_are_reused_and_others_go_on(tmp_path: Path) -> None:
 def test_one_that_fails_does_not_keep_the_others(tmp_path: Path) -> None:
     found = specs("a2c", "sft")
     found["broken"] = RunSpec(TASK, **{**SMALL, "dataset": str(tmp_path / "none.jsonl")})
-    with pytest.raises(RuntimeError, match=r"(?s)Some runs failed.*broken, seed 0: .*none\.jsonl"):
+    with pytest.raises(ValueError, match=r"(?s)Some runs failed.*broken, seed 0: .*none\.jsonl"):
         Comparison(found, range(1), tmp_path / "all").train(workers=0)
     assert len(Comparison(found, range(1), tmp_path / "all").results()) == 2
 
 
-def test_a_curve_is_what_the_log_says(tmp_path: Path) -> None:
-    run = Run.create(RunSpec(TASK, **SMALL, eval_freq=32), tmp_path / "run")
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_a_curve_is_what_the_log_says(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = HeldOut.play
+
+    def slowly(self: HeldOut) -> Any:
+        time.sleep(0.5)
+        return play(self)
+
+    monkeypatch.setattr(HeldOut, "play", slowly)
+    run = Run.create(RunSpec(TASK, **SMALL, algo=algo, eval_freq=32), tmp_path / "run")
     run.train()
     rows = run.metrics()
     result = read_result("ppo", 0, run)
@@ -81,8 +97,30 @@ def test_a_curve_is_what_the_log_says(tmp_path: Path) -> None:
     update = 32 / second["time/update_tokens_per_second"]  # that of the first rollout
     expected = np.cumsum([0, rollouts[0] + update, rollouts[1] + update])
     assert [point.seconds for point in result.curve] == pytest.approx(expected)
+    assert 0 < expected[-1] < 0.5  # without the evaluations
     assert result.train_reward == second["rollout/ep_rew_mean"]
     assert result.kl == second["kl/per_episode"]
+
+
+def test_an_interrupt_ends_it_and_it_goes_on(tmp_path: Path) -> None:
+    class Interrupting(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps >= 32:
+                raise KeyboardInterrupt
+            return True
+
+    comparison = Comparison(specs("a2c", "sft"), range(1), tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.training.stages._callbacks", lambda *_: [Interrupting()])
+        with pytest.raises(KeyboardInterrupt):
+            comparison.train()
+    assert not comparison.results() and not (tmp_path / "sft").exists()
+    assert [result.algo for result in comparison.train()] == ["a2c", "sft"]
+
+
+def test_a_name_is_a_folder_on_any_system(tmp_path: Path) -> None:
+    _, place = Comparison(specs("ppo", "grpo:dapo"), range(1), tmp_path).runs().values()
+    assert place[1] == tmp_path / "grpo-dapo" / "seed-0"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,9 +139,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--algos", "ppo,pop"], "algo must be one of ppo, a2c, .*, not 'pop'"),
+        (["--algos", "ppo,pop"], "algos must be of ppo, a2c, .*, but one is 'pop'"),
         (["--seeds", "0"], "--seeds must be at least 1, not 0"),
         (["--timesteps", "0"], "timesteps must be at least 1"),
+        (["--keep-best", "2"], "None of ppo, .* has keep_best: leave it out"),
+        (["--algo", "rloo"], "What is compared has an algo each: say so in algos"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,21 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_options(tmp_path / "a.yaml") == options
 
 
+def test_numbers_and_texts_are_what_they_are_meant_to_be(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("timesteps: 1e5\nlearning_rate: 1\nn_epochs: null\n")
+    assert read_options(tmp_path / "a.yaml") == {
+        "timesteps": 100_000,
+        "learning_rate": 1.0,
+        "n_epochs": None,
+    }
+    (tmp_path / "a.yaml").write_text("# nothing yet\n")
+    assert read_options(tmp_path / "a.yaml") == {}
+    assert parse_settings(["template={prompt}: x", "algo=1"]) == {
+        "template": "{prompt}: x",
+        "algo": "1",
+    }
+
+
 def test_settings() -> None:
     found = parse_settings(
         ["learning_rate=1e-4", "n-steps=32", "reward=[bleu, task]", "observe=chrf"]
@@ -68,6 +83,13 @@ def test_settings() -> None:
         ("a.json", "{}", ValueError, r"a file of .toml, .yaml, .yml, and .*a.json is none"),
         ("a.yaml", "a: [", ValueError, r"a.yaml cannot be read"),
         ("a.toml", "a = ", ValueError, r"a.toml cannot be read"),
+        ("a.yaml", "seed: hello", ValueError, r"a.yaml: seed takes a whole number, not 'hello'"),
+        ("a.yaml", "n_epochs: 2.5", ValueError, r"n_epochs takes a whole number, not 2.5"),
+        ("a.yaml", "n_steps: null", ValueError, r"n_steps takes a whole number, not None"),
+        ("a.yaml", "gae_lambda: high", ValueError, r"gae_lambda takes a number, not 'high'"),
+        ("a.yaml", "vf_detach: 'no'", ValueError, r"vf_detach takes true or false, not 'no'"),
+        ("a.yaml", "algo: [ppo, grpo]", ValueError, r"algo takes a text, not \['ppo', 'grpo'\]"),
+        ("a.yaml", "reward: [1]", ValueError, r"reward takes texts, not \[1\]"),
         ("a.yaml", "- a", ValueError, r"holds a list, and not options by name"),
         ("a.yaml", "learning_rat: 1", TypeError, r"no option 'learning_rat': did you mean 'learn"),
     ],
@@ -95,3 +117,6 @@ def test_the_command_line_goes_before_settings_and_these_before_the_file(tmp_pat
     spec = Run.open(tmp_path / "run").spec
     assert (spec.gae_lambda, spec.vf_coef, spec.seed) == (0.7, 0.2, 4)
     assert (spec.num_envs, spec.max_new_tokens) == (2, 4)
+    resumed = ["--resume", str(tmp_path / "run"), "--set", "n_steps=99"]
+    with pytest.raises(SystemExit):
+        main(["train", *resumed])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.files import atomic_path, read_json
-from agents.training.search import FOUND
+from agents.tuning.search import FOUND
 
 HISTORY = "search.png"
 

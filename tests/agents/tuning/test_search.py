@@ -11,11 +11,12 @@ import pytest
 
 from agents import Run, RunSpec
 from agents.cli.main import main
-from agents.reports.search import HISTORY
 from agents.training.configs import read_options
 from agents.training.folder import SUMMARY
 from agents.training.registry import ALGORITHMS
-from agents.training.search import BEST, FOUND, SPACES, STUDY, Among, Search
+from agents.tuning.picture import HISTORY
+from agents.tuning.search import BEST, FOUND, STUDY, Search
+from agents.tuning.spaces import SPACES, Among
 from tests.agents.training.test_comparison import SMALL, TASK
 from tests.test_readme import ROOT
 
@@ -54,7 +55,10 @@ def test_it_tries_what_is_first_then_others_and_keeps_the_best(tmp_path: Path) -
         assert {name: config[name] for name in trial["options"]} == trial["options"]
         assert trial["value"] in trial["evaluations"].values()
     options = read_options(tmp_path / BEST)
-    assert options == {"env": TASK, "algo": "a2c", **best}
+    assert {**options, **best} == options and options["algo"] == "a2c"
+    assert options["num_envs"] == 4 and options["max_new_tokens"] == 3
+    assert not {"seed", "eval_split", "device"} & options.keys()
+    RunSpec(**options)
     assert lines[0] == "0 of 3 trials are there already." and len(lines) == 4
 
 
@@ -71,7 +75,7 @@ def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         started.append(folder)
         return create(spec, folder)
 
-    monkeypatch.setattr("agents.training.search.Run.create", killed)
+    monkeypatch.setattr("agents.tuning.search.Run.create", killed)
     own.run(2, workers=0)
     states = [t.state.name for t in own.study().trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
@@ -80,7 +84,7 @@ def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert started == [tmp_path / "trial-1" / "seed-0"]
     own.run(2, workers=0)
     assert len(own.study().trials) == 3
-    with pytest.raises(ValueError, match="holds a search with other options"):
+    with pytest.raises(ValueError, match="goes on with its own options, timesteps=64"):
         search(tmp_path, timesteps=96).run(3, workers=0)
 
 

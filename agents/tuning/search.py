@@ -1,0 +1,281 @@
+"""A search for better options: trials of Optuna, each of them runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from agents.files import write_json
+from agents.rollouts.buffer import Diverged
+from agents.training.configs import write_options
+from agents.training.folder import is_run
+from agents.training.logs import HELD_OUT, STEP
+from agents.training.pool import Say, run_all
+from agents.training.run import Run
+from agents.training.spec import RunSpec
+from agents.tuning.spaces import SPACES, Among
+
+STUDY, BEST, FOUND = "study.db", "best.yaml", "search.json"
+# How often a trial is evaluated while it runs, so that it can be given up.
+EVALUATIONS = 8
+# So many trials are never given up, and none is at its first evaluations.
+STARTUP_TRIALS, WARMUP_EVALUATIONS = 5, 2
+# What a file of the best options does not say: how they were judged, and where.
+NOT_SAID = {"seed", "eval_split", "eval_freq", "checkpoint_freq", "device"}
+
+
+@dataclass(frozen=True)
+class Search:
+    """Trials of options for one algorithm, in one folder, in which one search runs at a time.
+
+        Search(RunSpec("TextGen-v0", timesteps=32_768), Path("runs/tuned")).run(trials=20)
+
+    The first trial has the options as they are. What is compared is the mean held-out reward at
+    the end: of the task's own data on the validation split, so that the test split stays unseen; of
+    a dataset on what `spec` holds out. A trial whose evaluations are below the median of the others
+    at the same step is given up.
+
+    Args:
+        spec: What all trials have in common.
+        folder: Where study and runs are.
+        seeds: How many runs there are of each trial.
+    """
+
+    spec: RunSpec
+    folder: Path
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        """Evaluate on the way, keep a checkpoint as often, and leave the test split alone."""
+        steps = max(1, self.spec.timesteps // EVALUATIONS)
+        split = self.spec.eval_split
+        if split is None and self.spec.dataset is None:
+            split = "validation"
+        spec = replace(self.spec, eval_freq=steps, checkpoint_freq=steps, eval_split=split)
+        object.__setattr__(self, "spec", spec)
+
+    def run(
+        self, trials: int, workers: int = 0, threads: int = 1, say: Say = lambda line: None
+    ) -> dict[str, Any]:
+        """Try until there are so many trials, those of earlier calls included.
+
+        Args:
+            trials: How many.
+            workers: How many at a time, in processes of their own; a script that asks for some
+                needs `if __name__ == "__main__":`. 0: in this process.
+            threads: Of each.
+            say: Called with a line for each trial.
+
+        Returns:
+            The best options: those of `SPACES` that were tried.
+
+        Raises:
+            ImportError: If Optuna is not installed.
+            ValueError: If the folder holds another search, or no trial has come to its end.
+            KeyboardInterrupt: If it was interrupted.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        study = self._begin()
+        ended = sum(t.state.is_finished() and t.state.name != "FAIL" for t in study.trials)
+        numbers = range(len(study.trials), len(study.trials) + max(0, trials - ended))
+        say(f"{ended} of {trials} trials are there already.")
+        try:
+            for line in run_all(_try, [(self, threads, number) for number in numbers], workers):
+                say(line)
+        except BaseException:
+            if any(t.state.name == "COMPLETE" for t in self.study().trials):
+                self.finish()
+            raise
+        return self.finish()
+
+    def _begin(self) -> Any:
+        """Return the study, checked, with what was killed ready to go on where it was."""
+        study = self.study()
+        known = study.user_attrs.get("spec")
+        if known is None:
+            study.set_user_attr("spec", {**self.spec.to_config(), "seeds": self.seeds})
+        else:
+            self.spec.check_resumes(RunSpec.from_config(known), self.folder)
+            if known["seeds"] != self.seeds:
+                raise ValueError(
+                    f"The search in {self.folder} has {known['seeds']} seeds a trial, not "
+                    f"{self.seeds}: give as many, or choose another folder."
+                )
+        if not study.trials:
+            study.enqueue_trial({}, user_attrs={"as_it_is": True})
+        for trial in study.trials:
+            if trial.state.name == "RUNNING":
+                study.tell(trial.number, state=_optuna().trial.TrialState.FAIL)
+                attributes = {**trial.user_attrs, "goes_on": self._folder_number(trial)}
+                study.enqueue_trial(trial.params, user_attrs=attributes)
+        return study
+
+    def study(self, number: int = 0) -> Any:
+        """Return Optuna's study, which is made if there is none yet.
+
+        Args:
+            number: Of the trial that is to be made: what it draws depends on it.
+        """
+        optuna = _optuna()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.create_study(
+            storage=f"sqlite:///{self.folder / STUDY}",
+            study_name="search",
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = optuna.samplers.TPESampler(
+                seed=1000 * self.spec.seed + number,
+                multivariate=True,
+                group=True,  # the first trial has no options
+                constant_liar=True,  # so that trials at one time differ
+            )
+        return study
+
+    def finish(self) -> dict[str, Any]:
+        """Write what was found, and return the best options.
+
+        Raises:
+            ValueError: If no trial has come to its end.
+        """
+        study = self.study()
+        done = [t for t in study.trials if t.state.name == "COMPLETE"]
+        if not done:
+            raise ValueError(f"No trial in {self.folder} has come to its end.")
+        best = study.best_trial
+        chosen = replace(self.spec, **best.params)
+        options = {
+            field.name: value
+            for field in fields(chosen)
+            if field.name not in NOT_SAID
+            and (value := getattr(chosen, field.name)) != field.default
+        }
+        options = {"env": chosen.env, "algo": chosen.algo, **options}
+        write_options(self.folder / BEST, options, self.judgement())
+        found = {
+            "trials": [
+                {
+                    "number": t.number,
+                    "state": t.state.name,
+                    "value": t.value,
+                    "as_it_is": bool(t.user_attrs.get("as_it_is")),
+                    "options": t.params,
+                    "evaluations": t.intermediate_values,
+                }
+                for t in study.trials
+            ],
+            "best": best.number,
+            "importance": importance(study, list(SPACES[self.spec.algo])),
+        }
+        write_json(self.folder / FOUND, found)
+        return dict(best.params)
+
+    def judgement(self) -> list[str]:
+        """Return, in lines, how good the best options are, beside those of the first trial."""
+        study = self.study()
+        first = [t.value for t in study.trials if t.user_attrs.get("as_it_is") and t.value]
+        return [
+            f"The best of {len(study.trials)} trials of {self.spec.timesteps:,} tokens: held-out "
+            f"reward {study.best_value:.4f}"
+            + (f", {first[0]:.4f} with the options as they were." if first else "."),
+            "The best of many is flattered by chance: compare it on other seeds.",
+        ]
+
+    def try_options(self, trial: Any) -> float:
+        """Train with a trial's options, and return the mean held-out reward at the end."""
+        optuna = _optuna()
+        space = {} if trial.user_attrs.get("as_it_is") else SPACES[self.spec.algo]
+        options = {}
+        for name, option in space.items():
+            if name == "group_size" and isinstance(option, Among):
+                option = Among(tuple(v for v in option.values if self.spec.num_envs % v == 0))
+            options[name] = option.suggest(trial, name)
+        folder = self.folder / f"trial-{self._folder_number(trial)}"
+        scores = []
+        for i in range(self.seeds):
+            spec = replace(self.spec, **options, seed=self.spec.seed + i)
+            place = folder / f"seed-{spec.seed}"
+            run = Run.open(place, spec) if is_run(place) else Run.create(spec, place)
+            seen: list[int] = []
+
+            def watch(row: Mapping[str, Any], number: int = i, seen: list[int] = seen) -> None:
+                if number or not row.get(STEP) or row.get(HELD_OUT) is None:
+                    return
+                # Rollouts differ in their length, and what is compared must not.
+                seen.append(int(row[STEP]) // self.spec.eval_freq)
+                trial.report(row[HELD_OUT], seen[-1])
+                if len(seen) > WARMUP_EVALUATIONS and trial.should_prune():
+                    raise optuna.TrialPruned
+
+            summary = run.train(on_log=watch)
+            if summary["interrupted"]:
+                raise KeyboardInterrupt
+            scores.append(summary["after"]["mean_reward"])
+        return float(np.mean(scores))
+
+    @staticmethod
+    def _folder_number(trial: Any) -> int:
+        """Return the number of the trial that began what a trial goes on with, or its own."""
+        return int(trial.user_attrs.get("goes_on", trial.number))
+
+
+def importance(study: Any, names: list[str]) -> dict[str, float]:
+    """Return how much of the differences between trials each option explains, if it can be told."""
+    optuna = _optuna()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few trials
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        try:
+            found = optuna.importance.get_param_importances(
+                study, evaluator=evaluator, params=names
+            )
+        except (ValueError, RuntimeError):  # There are too few trials.
+            return {}
+    return dict(found)
+
+
+def _try(what: tuple[Search, int, int]) -> str:
+    """Make a trial, and return a line that says how it went."""
+    search, threads, number = what
+    lines: list[str] = []
+
+    def tell(_: Any, trial: Any) -> None:
+        value = "" if trial.value is None else f" {trial.value:.4f}"
+        options = ", ".join(f"{name}={option}" for name, option in trial.params.items())
+        failure = trial.user_attrs.get("failure", "")
+        lines.append(f"trial {trial.number}: {trial.state.name.lower()}{value} {options} {failure}")
+
+    def objective(trial: Any) -> float:
+        try:
+            return search.try_options(trial)
+        except Diverged as error:
+            trial.set_user_attr("failure", str(error))
+            raise
+
+    before = th.get_num_threads()
+    th.set_num_threads(threads)
+    try:
+        study = search.study(number)
+        study.optimize(objective, n_trials=1, callbacks=[tell], catch=(Diverged,))
+    finally:
+        th.set_num_threads(before)
+    return lines[0].rstrip()
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError(
+            "A search needs Optuna: pip install 'textenvs[tune]' (or optuna>=4)."
+        ) from error
+    return optuna
