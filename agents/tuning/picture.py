@@ -22,6 +22,7 @@ def plot_search(folder: Path) -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     found = read_json(folder / FOUND)
     figure, (history, bars) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2))
@@ -36,6 +37,7 @@ def plot_search(folder: Path) -> Path:
     if first:
         history.axhline(first[0], color="black", linewidth=0.8, linestyle=":", label="as it was")
     history.set_xlabel("trial")
+    history.xaxis.set_major_locator(MaxNLocator(integer=True))
     history.set_ylabel("held-out reward")
     history.legend(fontsize=8)
     history.grid(alpha=0.3)
