@@ -64,7 +64,7 @@ def test_rollouts_demonstrate_other_examples() -> None:
 def test_held_out_reward_rises() -> None:
     model = make(learning_rate=1e-2)
     before = evaluate_split(model, model.env).mean
-    model.learn(4000)
+    model.learn(2000)
     assert evaluate_split(model, model.env).mean > before + 0.5
 
 

@@ -178,7 +178,8 @@ def test_speed_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("base", "recording"):
         monkeypatch.setattr(f"agents.algorithms.{module}.time", clock)
     log = train(collect(model)).log
-    assert log["time/rollout_tokens_per_second"] == ITERATION / 2
+    # Less what callbacks took before.
+    assert log["time/rollout_tokens_per_second"] == pytest.approx(ITERATION / 2, rel=0.1)
     assert log["time/update_tokens_per_second"] == ITERATION / 0.5
     assert 50 < log["time/peak_memory_mib"] < 100_000
     before = peak_memory(th.device("cpu"))
