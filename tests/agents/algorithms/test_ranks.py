@@ -31,6 +31,7 @@ from agents import (
     NLPO,
     PPO,
     CheckpointCallback,
+    ExpertIteration,
     ReinforcePlusPlus,
     evaluate_split,
     parallel,
@@ -129,9 +130,12 @@ CASES: dict[str, dict[str, Any]] = {
         "clip_range_high": 0.05,
     },
     "normalized": {**GROUPS, "cls": ReinforcePlusPlus, "baseline": "group"},
+    "kept": {**GROUPS, "cls": ExpertIteration, "keep_best": 0, "threshold": -1e9},
     "masked": {"cls": NLPO, "top_mask": 0.6, "max_grad_norm": 1e9, "batch_size": ITERATION},
 }
-AGGREGATIONS: dict[str, dict[str, Any]] = {
+# What is another when the rollout is there.
+CHANGES: dict[str, dict[str, Any]] = {
+    "kept": {"keep_best": 1},
     "by sequence": {"aggregation": "sequence"},
     "by length": {"aggregation": "constant", "constant_length": 8},
 }
@@ -142,8 +146,8 @@ def played(case: str) -> Any:
     policy = {"model": gpt2(), **PLAIN_STEPS}
     model = make_agent(policy=policy, learning_rate=0.02, ent_coef=0.02, **CASES[case])
     collect(model)
-    whiten = case not in ("groups", "normalized")  # which do not take it
-    vars(model).update({**SETTLED, "whiten_rewards": whiten, **AGGREGATIONS.get(case, {})})
+    whiten = case not in ("groups", "normalized", "kept")  # which do not take it
+    vars(model).update({**SETTLED, "whiten_rewards": whiten, **CHANGES.get(case, {})})
     model.set_reference()
     shake(model.reference)
     return model
@@ -155,12 +159,13 @@ def keep_half(model: Any, rank: int) -> None:
     for name, array in vars(buffer).items():
         if isinstance(array, np.ndarray) and array.ndim == 2 and array.shape[1] == NUM_ENVS:
             setattr(buffer, name, array[:, own].copy())
-    for name in ("last_values", "last_dones", "lengths"):
+    for name in ("last_values", "last_dones", "lengths", "first_episodes"):
         setattr(buffer, name, getattr(buffer, name)[own])
     buffer.n_envs = NUM_ENVS // 2
     buffer.sequences = [s for s in buffer.sequences if own.start <= s.env < own.stop]
     for sequence in buffer.sequences:
         sequence.env -= own.start
+        sequence.group //= RANKS  # as a rank by itself counts those of its slots
 
 
 def minibatch_of(sequence: Sequence) -> int:
@@ -216,7 +221,7 @@ def test_two_ranks_make_the_update_of_one(updates: dict[str, Any], case: str) ->
     for rank in two:
         assert rank["kl_coef"] == pytest.approx(one["kl_coef"], 1e-6) != SETTLED["kl_coef"]
         theirs: Update = rank["update"]
-        whole = case in ("clipped", "groups", "normalized", "masked")
+        whole = case in ("clipped", "groups", "normalized", "masked", "kept")
         assert len(theirs.gradients) == (2 if whole else 6)
         assert ours.difference(theirs) < 1e-4
         for name, value in ours.log.items():
