@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,8 +65,9 @@ class Result:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of rollouts and updates."""
-        return self.curve[-1].tokens / self.curve[-1].seconds
+        """Of rollouts and updates; NaN where the log tells no seconds."""
+        end = self.curve[-1]
+        return end.tokens / end.seconds if end.seconds else math.nan
 
     def reached(self, threshold: float) -> Point | None:
         """Return the first point of the curve, between its evaluations, at a held-out reward."""

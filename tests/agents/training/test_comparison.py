@@ -15,6 +15,7 @@ from agents.cli.main import main
 from agents.training.comparison import Comparison, contestants, read_result
 from agents.training.folder import CONFIG, SUMMARY
 from agents.training.held_out import HeldOut
+from tests.test_readme import BLOCK, ROOT
 
 TASK = "tests.agents.training.test_imitation:Spell"
 SMALL: dict[str, Any] = {"timesteps": 64, "num_envs": 4, "n_steps": 8, "warm_start": 0}
@@ -151,3 +152,11 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
         main(["compare", "TextGen-v0", *arguments])
 
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    (code,) = [match["code"] for match in BLOCK.finditer(page)]
+    exec(compile(code, "comparison.md", "exec"), {})
+    assert (tmp_path / "runs" / "compared" / "comparison.png").is_file()
