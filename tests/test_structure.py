@@ -18,7 +18,7 @@ ORDER = {
     "agents": [
         *({"compat"}, {"files"}, {"rng"}, {"parallel"}),
         *({"decoding"}, {"models"}, {"policies"}, {"rollouts"}, {"learning"}, {"algorithms"}),
-        *({"training"}, {"reports", "tuning"}, {"cli"}),
+        *({"training"}, {"reports"}, {"tuning"}, {"cli"}),
     ],
     "textenvs": [
         *({"task", "spaces", "importing"}, {"registration"}, {"text", "data"}, {"constraints"}),

@@ -179,7 +179,6 @@ class TransformerAlgorithm(Recorded):
         # By slot, the KL of the episode so far.
         self.episode_kl: npt.NDArray[np.float64] | None = None
         self.rollout_began = 0  # at how many time steps
-        self.waited = 0.0
         self.rollouts_learned = 0
         self.unfinished: list[UnfinishedEpisode] = []  # of the last rollout
         self._start_state()

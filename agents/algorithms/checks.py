@@ -37,7 +37,6 @@ RANGES = {
     "clip_range_vf": (0, math.inf, False),
     "epsilon": (0, math.inf, False),
     "overlong_margin": (0, 1, True),
-    "top_mask": (0, 1, False),
     "max_grad_norm": (0, math.inf, False),
     "target_kl": (0, math.inf, False),
     "learning_rate": (0, math.inf, True),

@@ -27,3 +27,13 @@ class CriticFree(TransformerAlgorithm):
             kwargs.setdefault("tb_log_name", type(self).__name__)
         with parallel.interrupted_together():
             return super().learn(*args, **kwargs)
+
+
+class OfWholeEpisodes(CriticFree):
+    """One that collects whole episodes, by default one from each environment."""
+
+    def __init__(
+        self, policy: Any, env: Any, *args: Any, episodes_per_slot: int | None = 1, **kwargs: Any
+    ) -> None:
+        episodes = 1 if episodes_per_slot is None else episodes_per_slot
+        super().__init__(policy, env, *args, episodes_per_slot=episodes, **kwargs)

@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from agents import parallel
 from agents.algorithms.checks import check_choice
-from agents.algorithms.critic_free import CriticFree
+from agents.algorithms.critic_free import OfWholeEpisodes
 from agents.learning.advantages import AdvantageEstimator
 from agents.learning.groups import (
     Baseline,
@@ -36,7 +36,7 @@ from agents.rollouts.vec_env import engine_of
 GROUP_BASELINES = ("group", "leave_one_out")
 
 
-class GroupAlgorithm(CriticFree):
+class GroupAlgorithm(OfWholeEpisodes):
     """Learns from whole episodes, each beside others; by default from those to the same prompt.
 
     The environments say which these are: `gym.make_vec(..., group_size=8)`.
@@ -76,15 +76,12 @@ class GroupAlgorithm(CriticFree):
     mask_truncated: bool = False
     dynamic_sampling: int = 0
 
-    def __init__(
-        self, policy: Any, env: Any, *args: Any, episodes_per_slot: int | None = 1, **kwargs: Any
-    ) -> None:
+    def __init__(self, policy: Any, env: Any, *args: Any, **kwargs: Any) -> None:
         # By episode, what the most likely responses to the last rollout's prompts earn.
         self.greedy: dict[int, float] | None = None
         self._signal = np.empty(0, dtype=np.bool_)
         self._check_switches(kwargs)
-        episodes = 1 if episodes_per_slot is None else episodes_per_slot
-        super().__init__(policy, env, *args, episodes_per_slot=episodes, **kwargs)
+        super().__init__(policy, env, *args, **kwargs)
 
     def _check_switches(self, given: dict[str, Any]) -> None:
         """Refuse settings that make no sense, by themselves or together."""

@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import parallel
-from agents.algorithms.critic_free import CriticFree
+from agents.algorithms.critic_free import OfWholeEpisodes
 from agents.learning.advantages import AdvantageEstimator
 from agents.learning.groups import ConstantAdvantage
 from agents.learning.losses import LossTerm, PolicyGradientLoss
@@ -25,7 +25,7 @@ from agents.rollouts.sources import RolloutSource
 from agents.rollouts.vec_env import engine_of
 
 
-class SFT(CriticFree, stable_baselines3.PPO):
+class SFT(OfWholeEpisodes, stable_baselines3.PPO):
     """Supervised fine-tuning on the task's demonstrations: what RL is to be compared with.
 
     `Task.demonstrate` plays the environments, and what it says is imitated. Time steps are its
@@ -64,12 +64,6 @@ class SFT(CriticFree, stable_baselines3.PPO):
         "normalize_advantage": False,
     }
     learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 5e-5, "adapter": 3e-4}
-
-    def __init__(
-        self, policy: Any, env: Any, *args: Any, episodes_per_slot: int | None = 1, **kwargs: Any
-    ) -> None:
-        episodes = 1 if episodes_per_slot is None else episodes_per_slot
-        super().__init__(policy, env, *args, episodes_per_slot=episodes, **kwargs)
 
     def rollout_source(self, env: VecEnv, n_steps: int) -> RolloutSource:
         """Return what lets the demonstrations be said."""

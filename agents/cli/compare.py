@@ -10,11 +10,8 @@ from rich.console import Console
 from agents.cli.quiet import quieten_hugging_face
 from agents.cli.several import SeveralRuns
 from agents.reports.comparison import CURVES, PICTURE, TABLE, report
-from agents.training.comparison import Comparison, contestants
+from agents.training.comparison import EVALUATIONS, Comparison, contestants
 from agents.training.parsing import resolve_env_id
-
-# How many evaluations a learning curve has where nothing is said.
-EVALUATIONS = 8
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line: `textenvs train`, `evaluate`, `compare`, `list`."""
+"""The command line: `textenvs train`, `evaluate`, `compare`, `tune`, `list`."""
 
 from __future__ import annotations
 

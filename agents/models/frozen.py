@@ -22,6 +22,15 @@ def frozen_copy(backbone: Backbone) -> Backbone:
     return copy.deepcopy(backbone).requires_grad_(False)
 
 
+def renew(old: Backbone, backbone: Backbone) -> None:
+    """Let a copy of a model be what that is now."""
+    if isinstance(old, AdapterReference):
+        old.renew()
+    else:
+        old.load_state_dict(backbone.state_dict())
+    old.clear_cache()
+
+
 class AdapterReference(Backbone):
     """A policy's model with its LoRA adapter as it was: no second model is kept.
 

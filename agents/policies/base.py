@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from agents.models.backbone import Backbone, Observation, Scope
 from agents.models.layout import SequenceBatch
 from agents.policies.heads import CriticMixin
-from agents.policies.masks import TokenMasks
+from agents.policies.masks import Places, TokenMasks
 from agents.policies.observations import action_hidden, as_sequences, moved, on_host, where_asked
 from agents.policies.sampling import (
     Sampling,
@@ -131,15 +131,18 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
     def log_probs(
         self, backbone: Backbone, obs: PyTorchObs | SequenceBatch, actions: th.Tensor
     ) -> th.Tensor:
-        """Return the log-probabilities (n,) of actions under another model, sampled alike."""
+        """Return the log-probabilities (n,) of actions under another model, sampled alike.
 
-        def score(hidden: th.Tensor, tokens: th.Tensor, *said: Any) -> tuple[th.Tensor]:
-            mask = self._mask(*said, keep=tokens)
-            distribution = self._distribution(backbone.logits, hidden, mask, tokens)
+        What may be said is what action space and constraint allow.
+        """
+
+        def score(hidden: th.Tensor, tokens: th.Tensor, *said: Places) -> tuple[th.Tensor]:
+            allowed = self._allowed(*said)
+            distribution = self._distribution(backbone.logits, hidden, allowed, tokens)
             return (distribution.log_prob(tokens),)
 
         hidden, tokens = action_hidden(backbone, obs), actions.long().flatten()
-        return in_chunks(score, hidden, tokens, self.head_chunk, *self._said(obs))[0]
+        return in_chunks(score, hidden, tokens, self.head_chunk, *self.masks.said(obs))[0]
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """Return the values (n, 1) of observations, or of what sequences' actions came from."""
@@ -264,12 +267,16 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
         return self.masks.said(obs, scope)
 
     def _mask(self, *said: Any, keep: th.Tensor | None = None) -> th.Tensor | None:
-        """Return what may be said in each of some places, or everywhere; None: everything.
+        """Return what the policy may say in each of some places, or everywhere; None: everything.
 
         Args:
             said: Of these places, see `_said`.
             keep: (n,) tokens that were said there, and so may be.
         """
+        return self._allowed(*said)
+
+    def _allowed(self, *said: Places) -> th.Tensor | None:
+        """Return what action space and constraint allow there; see `_mask`."""
         if not said:
             return self.masks.allowed
         return cast("th.Tensor", self.masks(*said, self.device, self.tokenizer))

@@ -10,6 +10,7 @@ import torch as th
 from torch import nn
 
 from agents.models.backbone import Backbone, Observation
+from agents.models.frozen import renew
 from agents.models.layout import SequenceBatch
 
 
@@ -100,8 +101,7 @@ class CriticMixin(ABC):
     def follow_actor(self) -> None:
         """Copy the actor's weights into a critic that is to start as its copy."""
         if self.value_model_is_copy and self.value_backbone is not None:
-            self.value_backbone.load_state_dict(self.backbone.state_dict())
-            self.value_backbone.clear_cache()
+            renew(self.value_backbone, self.backbone)
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Return the critic's own parameters: those of its head, and of its model if it has one."""

@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from agents.models.backbone import Backbone, Scope
-from agents.models.frozen import AdapterReference, frozen_copy
+from agents.models.frozen import frozen_copy, renew
 from agents.models.layout import SequenceBatch
 from agents.policies.transformer import TransformerPolicy
 
@@ -39,7 +39,6 @@ class MaskedTransformerPolicy(TransformerPolicy):
     """
 
     _ends: th.Tensor
-    _masked: bool = True
 
     def __init__(self, *args: Any, top_mask: float = 0.9, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,21 +52,7 @@ class MaskedTransformerPolicy(TransformerPolicy):
 
     def renew_mask(self) -> None:
         """Let the copy be what the actor is now."""
-        if isinstance(self.mask_backbone, AdapterReference):
-            self.mask_backbone.renew()
-        else:
-            self.mask_backbone.load_state_dict(self.backbone.state_dict())
-        self.mask_backbone.clear_cache()
-
-    def log_probs(
-        self, backbone: Backbone, obs: PyTorchObs | SequenceBatch, actions: th.Tensor
-    ) -> th.Tensor:
-        """Return the log-probabilities (n,) of actions under another model, which has no mask."""
-        self._masked = False
-        try:
-            return super().log_probs(backbone, obs, actions)
-        finally:
-            self._masked = True
+        renew(self.mask_backbone, self.backbone)
 
     def follow_actor(self) -> None:
         """Copy the actor's weights into what masks it, and into a critic that is to be its copy."""
@@ -82,17 +67,13 @@ class MaskedTransformerPolicy(TransformerPolicy):
     def _said(
         self, obs: PyTorchObs | SequenceBatch, scope: Scope = "predict"
     ) -> tuple[Sequence[Any], ...]:
-        if not self._masked:
-            return super()._said(obs, scope)
         with th.no_grad():
             hidden: Any = self._last_hidden(obs, self.mask_backbone, scope)
         return (*super()._said(obs, scope), hidden)
 
     def _mask(self, *said: Any, keep: th.Tensor | None = None) -> th.Tensor | None:
-        if not self._masked:
-            return super()._mask(*said)
         *places, hidden = said
-        allowed = super()._mask(*places)
+        allowed = self._allowed(*places)
         likely = replace(self.sampling, top_k=0, top_p=self.top_mask)
         with th.no_grad():
             logits = self.mask_backbone.logits(hidden)[:, : self.vocab_size]

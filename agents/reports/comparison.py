@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from agents.files import atomic_path, write_text
+from agents.reports.figures import drawn
 from agents.reports.statistics import bootstrap_interval, interquartile_mean
 from agents.training.comparison import Result
 
@@ -83,14 +84,12 @@ def _columns(
 def _reached(results: Sequence[Result], threshold: float) -> dict[str, str]:
     """Return when a held-out reward was reached."""
     reached = [point for r in results if (point := r.reached(threshold)) is not None]
+    column = f"tokens to {threshold:.3g}"
+    if not reached:
+        return {column: "never", "seconds": ""}
+    tokens, seconds = (f"{np.median([point[i] for point in reached]):,.0f}" for i in (0, 1))
     missed = "" if len(reached) == len(results) else f" ({len(reached)}/{len(results)})"
-    tokens, seconds = (
-        f"{np.median([point[i] for point in reached]):,.0f}" if reached else "" for i in (0, 1)
-    )
-    return {
-        f"tokens to {threshold:.3g}": (tokens or "never") + missed * bool(reached),
-        "seconds": seconds,
-    }
+    return {column: tokens + missed, "seconds": seconds}
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -125,41 +124,33 @@ def plot(
     by_algo: Mapping[str, Sequence[Result]], picture: Path, title: str, threshold: float | None
 ) -> None:
     """Draw held-out rewards over tokens and over seconds, and where the runs ended."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), width_ratios=(3, 3, 2))
-    for number, (name, results) in enumerate(by_algo.items()):
-        colour = f"C{number % 10}"
-        style = "-" if number < 10 else "--"
-        for axis, index in zip(axes, (0, 1), strict=False):
-            places, middle, low, high = _band(results, index)
-            axis.plot(places, middle, style, color=colour, label=name)
-            if len(results) > 1:
-                axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-        final = _final(results)
-        axes[2].plot(final, [number] * len(final), "o", color=colour, alpha=0.4)
-        axes[2].plot(interquartile_mean(final), number, "|", color=colour, ms=16, mew=3)
-    for axis, label in zip(axes, ("tokens", "seconds of rollouts and updates"), strict=False):
-        if threshold is not None:
-            axis.axhline(threshold, color="grey", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(label)
-        axis.set_ylabel("held-out reward")
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.grid(alpha=0.3)
-    axes[2].set_yticks(range(len(by_algo)), list(by_algo))
-    axes[2].invert_yaxis()
-    axes[2].set_xlabel("held-out reward at the end, each seed")
-    axes[2].grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.suptitle(title)
-    figure.tight_layout()
-    with atomic_path(picture) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    with drawn(picture, 3, figsize=(15, 4.6), width_ratios=(3, 3, 2)) as (figure, axes):
+        for number, (name, results) in enumerate(by_algo.items()):
+            colour = f"C{number % 10}"
+            style = "-" if number < 10 else "--"
+            for axis, index in zip(axes, (0, 1), strict=False):
+                places, middle, low, high = _band(results, index)
+                axis.plot(places, middle, style, color=colour, label=name)
+                if len(results) > 1:
+                    axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+            final = _final(results)
+            axes[2].plot(final, [number] * len(final), "o", color=colour, alpha=0.4)
+            axes[2].plot(interquartile_mean(final), number, "|", color=colour, ms=16, mew=3)
+        for axis, label in zip(axes, ("tokens", "seconds of rollouts and updates"), strict=False):
+            if threshold is not None:
+                axis.axhline(threshold, color="grey", linewidth=0.8, linestyle=":")
+            axis.set_xlabel(label)
+            axis.set_ylabel("held-out reward")
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.grid(alpha=0.3)
+        axes[2].set_yticks(range(len(by_algo)), list(by_algo))
+        axes[2].invert_yaxis()
+        axes[2].set_xlabel("held-out reward at the end, each seed")
+        axes[2].grid(alpha=0.3)
+        axes[0].legend(fontsize=8)
+        figure.suptitle(title)
 
 
 def _band(results: Sequence[Result], index: int) -> tuple[Any, Any, Any, Any]:
@@ -190,11 +181,9 @@ def _names(results: Sequence[Result]) -> list[str]:
 
 def _measure(results: Sequence[Result], name: str) -> str:
     """Return how an observed measure was before and after."""
-    sides = ([getattr(r, when)["observed"].get(name) for r in results] for when in SIDES)
+    both = [(result.before, result.after) for result in results]
+    sides = ([side["observed"].get(name) for side in sides] for sides in zip(*both, strict=True))
     return " -> ".join(_mean(values, ".3f") for values in sides)
-
-
-SIDES = ("before", "after")
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agents.files import atomic_path
+from agents.reports.figures import drawn
 from agents.training.logs import HELD_OUT, STEP
 from agents.training.run import Run
 
@@ -28,10 +28,6 @@ def plot_learning_curve(run: Run) -> Path | None:
     Returns:
         The PNG; None if the log holds nothing to draw.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     rows, summary = run.metrics(), run.summary()
@@ -42,32 +38,29 @@ def plot_learning_curve(run: Run) -> Path | None:
     ]
     if not panels:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), squeeze=False)
-    for axis, (column, label) in zip(axes[0], panels, strict=True):
-        points = [(row[STEP], row[column]) for row in rows if row.get(column) is not None]
-        sign = -1 if column == "train/entropy_loss" else 1
-        axis.plot(
-            [x for x, _ in points], [sign * y for _, y in points], marker=".", label="training"
-        )
-        axis.set_xlabel("tokens")
-        axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.set_title(label, fontsize=10)
-        axis.grid(alpha=0.3)
-    held_out = [row for row in rows if row.get(HELD_OUT) is not None]
-    if held_out:
-        means = [row[HELD_OUT] for row in held_out]
-        axes[0][0].plot([row[STEP] for row in held_out], means, marker="s", label="held out")
-    for when, step in (("before", 0), ("after", summary["timesteps"])):
-        mean, error = summary[when]["mean_reward"], summary[when]["standard_error"]
-        bars = None if error is None else [2 * error]
-        name = f"held out, {when}"
-        axes[0][0].errorbar([step], [mean], yerr=bars, fmt="o", capsize=4, label=name)
-    axes[0][0].legend(fontsize=8)
-    figure.suptitle(summary["env_id"])
-    figure.tight_layout()
     picture = run.folder / CURVE
-    with atomic_path(picture) as temporary:
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    size = (4.5 * len(panels), 3.6)
+    with drawn(picture, len(panels), dpi=120, figsize=size) as (figure, axes):
+        for axis, (column, label) in zip(axes, panels, strict=True):
+            points = [(row[STEP], row[column]) for row in rows if row.get(column) is not None]
+            sign = -1 if column == "train/entropy_loss" else 1
+            axis.plot(
+                [x for x, _ in points], [sign * y for _, y in points], marker=".", label="training"
+            )
+            axis.set_xlabel("tokens")
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.set_title(label, fontsize=10)
+            axis.grid(alpha=0.3)
+        held_out = [row for row in rows if row.get(HELD_OUT) is not None]
+        if held_out:
+            means = [row[HELD_OUT] for row in held_out]
+            axes[0].plot([row[STEP] for row in held_out], means, marker="s", label="held out")
+        for when, step in (("before", 0), ("after", summary["timesteps"])):
+            mean, error = summary[when]["mean_reward"], summary[when]["standard_error"]
+            bars = None if error is None else [2 * error]
+            name = f"held out, {when}"
+            axes[0].errorbar([step], [mean], yerr=bars, fmt="o", capsize=4, label=name)
+        axes[0].legend(fontsize=8)
+        figure.suptitle(summary["env_id"])
     return picture

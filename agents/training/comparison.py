@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch as th
 
 from agents.training.configs import FORMATS, read_options
 from agents.training.folder import is_run
 from agents.training.logs import HELD_OUT, STEP
-from agents.training.pool import Say, run_all
+from agents.training.pool import run_all, train_to_the_end
 from agents.training.registry import (
     ALGORITHMS,
     algorithm_class,
@@ -25,6 +24,10 @@ from agents.training.registry import (
 )
 from agents.training.run import Run
 from agents.training.spec import RunSpec
+from agents.training.stages import Say
+
+# How many evaluations a run has on its way where nothing is said.
+EVALUATIONS = 8
 
 
 class Point(NamedTuple):
@@ -140,13 +143,13 @@ class Comparison:
         """
         every = self.runs()
         todo = [
-            (name, spec, folder, threads)
+            (name, spec, folder)
             for (name, _), (spec, folder) in every.items()
             if not (is_run(folder) and Run.open(folder, spec).is_finished)
         ]
         say(f"{len(every) - len(todo)} of {len(every)} runs are finished already.")
         failures = []
-        for number, (name, failure) in enumerate(run_all(_train, todo, workers), 1):
+        for number, (name, failure) in enumerate(run_all(_train, todo, workers, threads), 1):
             say(f"[{number}/{len(todo)}] {name}" + (f" failed. {failure}" if failure else ""))
             failures += [f"{name}: {failure}"] if failure else []
         if failures:
@@ -262,23 +265,14 @@ def _last(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
     return next((row[column] for row in reversed(rows) if row.get(column) is not None), None)
 
 
-def _train(what: tuple[str, RunSpec, Path, int]) -> tuple[str, str | None]:
-    """Start a run, or go on with it, and return its name and how it failed, if it did.
-
-    Raises:
-        KeyboardInterrupt: If it was interrupted, and has written what it had learned.
-    """
-    name, spec, folder, threads = what
-    before = th.get_num_threads()
-    th.set_num_threads(threads)
+def _train(what: tuple[str, RunSpec, Path]) -> tuple[str, str | None]:
+    """Start a run, or go on with it, and return its name and how it failed, if it did."""
+    name, spec, folder = what
+    failure = None
     try:
-        run = Run.open(folder, spec) if is_run(folder) else Run.create(spec, folder)
-        if run.train()["interrupted"]:
-            raise KeyboardInterrupt
-        return f"{name}, seed {spec.seed}", None
+        train_to_the_end(spec, folder)
     except (ValueError, TypeError, ImportError) as error:
-        return f"{name}, seed {spec.seed}", str(error)
+        failure = str(error)
     except Exception:  # a user's, or one of ours: where it was is worth to know
-        return f"{name}, seed {spec.seed}", traceback.format_exc()
-    finally:
-        th.set_num_threads(before)
+        failure = traceback.format_exc()
+    return f"{name}, seed {spec.seed}", failure

@@ -21,6 +21,8 @@ else:
     import tomli as tomllib
 
 FORMATS = (".toml", ".yaml", ".yml")
+# Of each option, as it is written where it is declared.
+TYPES = {field.name: str(field.type) for field in fields(RunOptions)}
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
@@ -57,12 +59,11 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         TypeError: For options that there are not.
     """
     found = dict[str, Any]()
-    types = {field.name: str(field.type) for field in fields(RunOptions)}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not (name and equals and value):
             raise ValueError(f"An option is set as NAME=VALUE, not as {setting!r}.")
-        kind = types.get(name.replace("-", "_"), "")
+        kind = TYPES.get(name.replace("-", "_"), "")
         try:  # A text is what it is, whatever YAML would make of it.
             found[name] = value if kind.startswith("str") else yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -79,10 +80,9 @@ def write_options(path: Path, options: Mapping[str, Any], comment: Iterable[str]
 
 def _options(found: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return options by their names as fields, lists as tuples, and numbers where they belong."""
-    types = {field.name: str(field.type) for field in fields(RunOptions)}
     options = {str(name).replace("-", "_"): value for name, value in found.items()}
-    check_keywords(options, types, source)
-    return {name: _of_type(name, value, types[name], source) for name, value in options.items()}
+    check_keywords(options, TYPES, source)
+    return {name: _of_type(name, value, TYPES[name], source) for name, value in options.items()}
 
 
 def _of_type(name: str, value: Any, kind: str, source: str) -> Any:

@@ -1,4 +1,4 @@
-"""Runs side by side, each in a process of its own."""
+"""Runs one after another, or side by side in processes of their own."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
 from typing import Any, TypeVar
+
+import torch as th
+
+from agents.training.folder import is_run
+from agents.training.logs import OnLog
+from agents.training.run import Run
+from agents.training.spec import RunSpec
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-Say = Callable[[str], None]
 
 
 def run_all(
-    function: Callable[[Item], Answer], items: Sequence[Item], workers: int
+    function: Callable[[Item], Answer], items: Sequence[Item], workers: int, threads: int
 ) -> Iterator[Answer]:
     """Yield what a function makes of items, in the order in which they end.
 
@@ -26,15 +33,21 @@ def run_all(
         function: Importable, as it is called in other processes.
         items: What to call it with.
         workers: How many processes, spawned as torch wants it. 0: in this one, item by item.
+        threads: How many torch has in each.
 
     Raises:
         ValueError: If a process was killed.
     """
     if not workers or not items:
-        yield from map(function, items)
+        before = th.get_num_threads()
+        th.set_num_threads(threads)
+        try:
+            yield from map(function, items)
+        finally:
+            th.set_num_threads(before)
         return
     context = get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(items)), context, _begin) as pool:
+    with ProcessPoolExecutor(min(workers, len(items)), context, _begin, (threads,)) as pool:
         waiting = [pool.submit(function, item) for item in items]
         try:
             for future in as_completed(waiting):
@@ -49,10 +62,27 @@ def run_all(
             raise
 
 
-def _begin() -> None:
+def train_to_the_end(
+    spec: RunSpec, folder: Path, on_log: OnLog = lambda row: None
+) -> dict[str, Any]:
+    """Start a run, or go on with the one that is in its folder, and return its summary.
+
+    Raises:
+        ValueError: If the folder has another run.
+        KeyboardInterrupt: If it was interrupted, and has written what it had learned.
+    """
+    run = Run.open(folder, spec) if is_run(folder) else Run.create(spec, folder)
+    summary = run.train(on_log=on_log)
+    if summary["interrupted"]:
+        raise KeyboardInterrupt
+    return summary
+
+
+def _begin(threads: int) -> None:
     """Prepare a process: it shows no bars, and ends when the one that has started it does."""
     from transformers.utils import logging
 
+    th.set_num_threads(threads)
     logging.disable_progress_bar()
     parent = parent_process()
     if parent is not None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.files import atomic_path, read_json
+from agents.files import read_json
+from agents.reports.figures import drawn
 from agents.tuning.search import FOUND
 
 HISTORY = "search.png"
@@ -18,35 +19,29 @@ def plot_search(folder: Path) -> Path:
     Args:
         folder: Of a search that has written what it found.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     found = read_json(folder / FOUND)
-    figure, (history, bars) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2))
     done = [t for t in found["trials"] if t["state"] == "COMPLETE"]
     pruned = [t for t in found["trials"] if t["state"] == "PRUNED" and t["evaluations"]]
     numbers, values = [t["number"] for t in done], [t["value"] for t in done]
-    history.plot(numbers, values, "o", label="trial")
-    last = [list(t["evaluations"].values())[-1] for t in pruned]
-    history.plot([t["number"] for t in pruned], last, "x", color="grey", label="given up")
-    history.step(numbers, np.maximum.accumulate(values), where="post", label="best so far")
-    first = [t["value"] for t in done if t["as_it_is"]]
-    if first:
-        history.axhline(first[0], color="black", linewidth=0.8, linestyle=":", label="as it was")
-    history.set_xlabel("trial")
-    history.xaxis.set_major_locator(MaxNLocator(integer=True))
-    history.set_ylabel("held-out reward")
-    history.legend(fontsize=8)
-    history.grid(alpha=0.3)
-    names = sorted(found["importance"], key=lambda name: found["importance"][name])
-    bars.barh(names, [found["importance"][name] for name in names])
-    bars.set_xlabel("importance (PED-ANOVA)")
-    figure.tight_layout()
     picture = folder / HISTORY
-    with atomic_path(picture) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    with drawn(picture, 2, figsize=(11, 4), width_ratios=(3, 2)) as (_, (history, bars)):
+        history.plot(numbers, values, "o", label="trial")
+        last = [list(t["evaluations"].values())[-1] for t in pruned]
+        history.plot([t["number"] for t in pruned], last, "x", color="grey", label="given up")
+        history.step(numbers, np.maximum.accumulate(values), where="post", label="best so far")
+        first = [t["value"] for t in done if t["as_it_is"]]
+        if first:
+            history.axhline(
+                first[0], color="black", linewidth=0.8, linestyle=":", label="as it was"
+            )
+        history.set_xlabel("trial")
+        history.xaxis.set_major_locator(MaxNLocator(integer=True))
+        history.set_ylabel("held-out reward")
+        history.legend(fontsize=8)
+        history.grid(alpha=0.3)
+        names = sorted(found["importance"], key=lambda name: found["importance"][name])
+        bars.barh(names, [found["importance"][name] for name in names])
+        bars.set_xlabel("importance (PED-ANOVA)")
     return picture

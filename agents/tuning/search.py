@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch as th
 
 from agents.files import write_json
 from agents.rollouts.buffer import Diverged
+from agents.training.comparison import EVALUATIONS
 from agents.training.configs import write_options
-from agents.training.folder import is_run
 from agents.training.logs import HELD_OUT, STEP
-from agents.training.pool import Say, run_all
-from agents.training.run import Run
+from agents.training.pool import run_all, train_to_the_end
 from agents.training.spec import RunSpec
+from agents.training.stages import Say
 from agents.tuning.spaces import SPACES, Among
 
 STUDY, BEST, FOUND = "study.db", "best.yaml", "search.json"
-# How often a trial is evaluated while it runs, so that it can be given up.
-EVALUATIONS = 8
 # So many trials are never given up, and none is at its first evaluations.
 STARTUP_TRIALS, WARMUP_EVALUATIONS = 5, 2
 # What a file of the best options does not say: how they were judged, and where.
@@ -86,7 +83,7 @@ class Search:
         numbers = range(len(study.trials), len(study.trials) + max(0, trials - ended))
         say(f"{ended} of {trials} trials are there already.")
         try:
-            for line in run_all(_try, [(self, threads, number) for number in numbers], workers):
+            for line in run_all(_try, [(self, number) for number in numbers], workers, threads):
                 say(line)
         except BaseException:
             if any(t.state.name == "COMPLETE" for t in self.study().trials):
@@ -182,7 +179,8 @@ class Search:
     def judgement(self) -> list[str]:
         """Return, in lines, how good the best options are, beside those of the first trial."""
         study = self.study()
-        first = [t.value for t in study.trials if t.user_attrs.get("as_it_is") and t.value]
+        own = [t.value for t in study.trials if t.user_attrs.get("as_it_is")]
+        first = [value for value in own if value is not None]
         return [
             f"The best of {len(study.trials)} trials of {self.spec.timesteps:,} tokens: held-out "
             f"reward {study.best_value:.4f}"
@@ -204,7 +202,6 @@ class Search:
         for i in range(self.seeds):
             spec = replace(self.spec, **options, seed=self.spec.seed + i)
             place = folder / f"seed-{spec.seed}"
-            run = Run.open(place, spec) if is_run(place) else Run.create(spec, place)
             seen: list[int] = []
 
             def watch(row: Mapping[str, Any], number: int = i, seen: list[int] = seen) -> None:
@@ -216,10 +213,7 @@ class Search:
                 if len(seen) > WARMUP_EVALUATIONS and trial.should_prune():
                     raise optuna.TrialPruned
 
-            summary = run.train(on_log=watch)
-            if summary["interrupted"]:
-                raise KeyboardInterrupt
-            scores.append(summary["after"]["mean_reward"])
+            scores.append(train_to_the_end(spec, place, watch)["after"]["mean_reward"])
         return float(np.mean(scores))
 
     @staticmethod
@@ -243,9 +237,9 @@ def importance(study: Any, names: list[str]) -> dict[str, float]:
     return dict(found)
 
 
-def _try(what: tuple[Search, int, int]) -> str:
+def _try(what: tuple[Search, int]) -> str:
     """Make a trial, and return a line that says how it went."""
-    search, threads, number = what
+    search, number = what
     lines: list[str] = []
 
     def tell(_: Any, trial: Any) -> None:
@@ -261,13 +255,8 @@ def _try(what: tuple[Search, int, int]) -> str:
             trial.set_user_attr("failure", str(error))
             raise
 
-    before = th.get_num_threads()
-    th.set_num_threads(threads)
-    try:
-        study = search.study(number)
-        study.optimize(objective, n_trials=1, callbacks=[tell], catch=(Diverged,))
-    finally:
-        th.set_num_threads(before)
+    study = search.study(number)
+    study.optimize(objective, n_trials=1, callbacks=[tell], catch=(Diverged,))
     return lines[0].rstrip()
 
 

@@ -75,7 +75,7 @@ def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         started.append(folder)
         return create(spec, folder)
 
-    monkeypatch.setattr("agents.tuning.search.Run.create", killed)
+    monkeypatch.setattr("agents.training.pool.Run.create", killed)
     own.run(2, workers=0)
     states = [t.state.name for t in own.study().trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
