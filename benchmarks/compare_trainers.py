@@ -35,6 +35,8 @@ from agents.training.evaluation import Predictor, summarize
 from benchmarks.learnability import machine
 from benchmarks.trainers import ENV_ID, TRAINERS, Settings, Start, import_trl
 
+# Those of `TRAINERS` that are ours.
+OURS = ("ours", "whole")
 NOTES = """\
 What differs, because the trainers are made so:
 
@@ -45,10 +47,10 @@ What differs, because the trainers are made so:
 - TRL clips no gradients (ours: norm 1). Its clipping of values is switched off, since ours has
   none.
 - TRL whitens advantages over the whole update, ours and SB3's over each minibatch.
-- TRL's updates hold whole episodes, as many as take the same number of tokens in the mean, and
-  each prompt once per pass over the data; ours and SB3's hold a fixed number of tokens, so that the
-  ends of rollouts cut episodes, and prompts are drawn at random. Ours leaves these tokens out of
-  the update (`whole_episodes=True`), in SB3's V stands for what is to come.
+- The updates of TRL and of "whole" hold whole episodes, as many as take the same number of tokens
+  in the mean, and each prompt once per pass over the data; "ours" and SB3's hold a fixed number of
+  tokens, so that the ends of rollouts cut episodes, and prompts are drawn at random. "ours" leaves
+  these tokens out of the update (`whole_episodes=True`), in SB3's V stands for what is to come.
 - TRL adds the score one position behind the last token.
 """
 
@@ -59,8 +61,8 @@ class Options(Settings):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of everything: weights, warm start, sampling."""
-    trainers: tuple[Literal["ours", "sb3", "trl"], ...] = ("ours", "sb3", "trl")
-    """Which trainers."""
+    trainers: tuple[Literal["ours", "whole", "sb3", "trl"], ...] = ("ours", "whole", "sb3", "trl")
+    """Which trainers; "whole" is ours with whole episodes, as TRL has them."""
     jobs: int = 1
     """How many runs at a time, of one thread each."""
     output: Path = Path("benchmarks/results/compare_trainers")
@@ -116,7 +118,7 @@ def evaluate(model: Predictor, held_out: gym.Env[Any, Any], settings: Settings) 
 
 def versions(trainer: str) -> str:
     """Return a trainer's package and its version."""
-    if trainer == "ours":
+    if trainer in OURS:
         return f"textenvs {textenvs.__version__}"
     package = {"sb3": "stable_baselines3", "trl": "trl"}[trainer]
     return f"{package} {version(package)}"
@@ -143,7 +145,10 @@ def report(results: list[dict[str, Any]], settings: Settings) -> str:
         lines += [row(name, str(r["seed"]), [r]) for r in own]
         if len(own) > 1:
             lines.append(row(f"**{name}**", "all", own))
-    differences = [difference(results, name) for name in trainers if name != "ours"]
+    own = [name for name in OURS if name in trainers]
+    differences = [
+        difference(results, name, other) for name in own for other in trainers if other not in OURS
+    ]
     lines += ["", *filter(None, differences), "", NOTES]
     lines.append(f"Settings: `{json.dumps(asdict(settings))}`")
     return "\n".join(lines) + "\n"
@@ -177,15 +182,15 @@ def pooled(summaries: list[dict[str, Any]]) -> tuple[float, float, float | None]
     return float(np.mean(means)), error, over_seeds
 
 
-def difference(results: list[dict[str, Any]], other: str) -> str:
-    """Return how much better ours is, seed by seed and in the mean."""
+def difference(results: list[dict[str, Any]], name: str, other: str) -> str:
+    """Return how much better one of ours is, seed by seed and in the mean."""
     after = {(r["trainer"], r["seed"]): r["after"] for r in results}
-    seeds = sorted(seed for name, seed in after if name == other and ("ours", seed) in after)
+    seeds = sorted(seed for who, seed in after if who == other and (name, seed) in after)
     if not seeds:
         return ""
-    ours, theirs = ([after[name, seed] for seed in seeds] for name in ("ours", other))
+    ours, theirs = ([after[who, seed] for seed in seeds] for who in (name, other))
     gains = [a["mean_reward"] - b["mean_reward"] for a, b in zip(ours, theirs, strict=True)]
-    text = f"- ours less {other}, same seed and examples: {np.mean(gains):+.3f}"
+    text = f"- {name} less {other}, same seed and examples: {np.mean(gains):+.3f}"
     if len(gains) > 1:
         text += f" ± {np.std(gains, ddof=1) / math.sqrt(len(gains)):.3f} over seeds"
     return text + f" ({', '.join(f'{gain:+.3f}' for gain in gains)})"

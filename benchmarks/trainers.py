@@ -1,4 +1,4 @@
-"""Three trainers of one model on one task, set alike: our PPO, SB3's own, TRL's `PPOTrainer`."""
+"""Trainers of one model on one task, set alike: our PPO, SB3's own, TRL's `PPOTrainer`."""
 
 from __future__ import annotations
 
@@ -137,20 +137,33 @@ class Start:
 
 
 def train_ours(start: Start) -> Trained:
-    """Train with `agents.PPO`."""
+    """Train with `agents.PPO`, a number of tokens at a time."""
+    return _train_ours(start, gym.make_vec(ENV_ID, start.settings.num_envs), whole_episodes=True)
+
+
+def train_whole(start: Start) -> Trained:
+    """Train with `agents.PPO` as TRL does: whole episodes, each prompt once before any again."""
+    settings = start.settings
+    return _train_ours(
+        start,
+        gym.make_vec(ENV_ID, settings.num_envs, sampling="epoch"),
+        episodes_per_slot=round(settings.n_steps / start.response_tokens),
+    )
+
+
+def _train_ours(start: Start, env: gym.vector.VectorEnv[Any, Any, Any], **kwargs: Any) -> Trained:
     settings = start.settings
     model = PPO(
         "TransformerPolicy",
-        gym.make_vec(ENV_ID, settings.num_envs),
+        env,
         learning_rate=LinearSchedule(settings.learning_rate, 0.0, 1.0),
         kl_coef=settings.kl_coef,
         kl_estimator=settings.kl_estimator,
-        whole_episodes=True,
         # As SB3 and TRL have it.
         fit_critic=False,
         whiten_floor=0.0,
         target_kl=float("inf"),
-        **start.sb3_kwargs(),
+        **{**start.sb3_kwargs(), **kwargs},
     )
     return learn(model, settings)
 
@@ -368,6 +381,7 @@ def train_trl(start: Start) -> Trained:
 
 TRAINERS: dict[str, Callable[[Start], Trained]] = {
     "ours": train_ours,
+    "whole": train_whole,
     "sb3": train_sb3,
     "trl": train_trl,
 }

@@ -31,7 +31,7 @@ SMALL = Settings(
 )
 
 
-@pytest.mark.parametrize("trainer", ["ours", "sb3", "trl"])
+@pytest.mark.parametrize("trainer", ["ours", "whole", "sb3", "trl"])
 def test_run(trainer: str, tmp_path: Path) -> None:
     if trainer == "trl":
         pytest.importorskip("trl")
