@@ -145,9 +145,11 @@ def report(results: list[dict[str, Any]], settings: Settings) -> str:
         lines += [row(name, str(r["seed"]), [r]) for r in own]
         if len(own) > 1:
             lines.append(row(f"**{name}**", "all", own))
-    own = [name for name in OURS if name in trainers]
     differences = [
-        difference(results, name, other) for name in own for other in trainers if other not in OURS
+        difference(results, ours, theirs)
+        for ours in OURS
+        for theirs in trainers
+        if ours in trainers and theirs not in OURS
     ]
     lines += ["", *filter(None, differences), "", NOTES]
     lines.append(f"Settings: `{json.dumps(asdict(settings))}`")

@@ -17,10 +17,12 @@ import pytest
 from benchmarks import report
 from benchmarks.measuring import Comparison, Row
 from benchmarks.report import Point
+from benchmarks.training import Training
 from benchmarks.workload import SMALL, Shape
 
 ROWS = pytest.StashKey[list[Row]]()
 POINTS = pytest.StashKey[list[Point]]()
+TRAININGS = pytest.StashKey[list[Training]]()
 STARTED = pytest.StashKey[dict[str, Any]]()
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,11 +35,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--small", action="store_true", help="tiny sizes, to see whether it runs")
     group.addoption("--rounds", type=int, help="the most rounds to run")
+    group = parser.getgroup("agents")
+    group.addoption(
+        "--agent", action="append", default=[], help="module:Class, an algorithm of your own"
+    )
+    group.addoption("--env", action="append", default=[], help="the environment; default: all")
+    group.addoption("--tokens", type=int, default=8192, help="what each agent trains on")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start with empty hands."""
-    config.stash[ROWS], config.stash[POINTS] = [], []
+    config.stash[ROWS], config.stash[POINTS], config.stash[TRAININGS] = [], [], []
     now = time.strftime("%Y-%m-%d %H:%M")
     config.stash[STARTED] = {"time": now, "load": report.load()}
 
@@ -74,24 +82,37 @@ def points(request: pytest.FixtureRequest) -> list[Point]:
     return points
 
 
+@pytest.fixture
+def trainings(request: pytest.FixtureRequest) -> list[Training]:
+    """Return the table of agents."""
+    trainings = request.config.stash[TRAININGS]
+    return trainings
+
+
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
-    """Print the table; write everything if nothing was left out and nothing failed."""
-    rows = config.stash[ROWS]
-    if not rows:
-        return
-    terminalreporter.section("ratios")
-    terminalreporter.write(report.table(rows))
+    """Print the tables; write everything if nothing was left out and nothing failed."""
+    rows, trainings = config.stash[ROWS], config.stash[TRAININGS]
+    if rows:
+        terminalreporter.section("ratios")
+        terminalreporter.write(report.table(rows))
+    if trainings:
+        terminalreporter.section("agents")
+        terminalreporter.write(report.table_of_agents(trainings))
     folder = config.getoption("--out")
     if folder is None and exitstatus == 0 and _whole(config):
         folder = RESULTS
-    if folder is not None:
-        points = config.stash[POINTS]
-        report.write(folder, rows, points, config.stash[STARTED])
+    if folder is not None and (rows or trainings):
+        started = config.stash[STARTED]
+        if rows:
+            points = config.stash[POINTS]
+            report.write(folder, rows, points, started)
+        if trainings:
+            report.write_agents(folder, trainings, started)
         terminalreporter.write_line(f"Written to {folder}.")
 
 
 def _whole(config: pytest.Config) -> bool:
     """Return whether the session is all of the suite at its full size."""
-    options = ("keyword", "markexpr", "--small", "--rounds")
+    options = ("keyword", "markexpr", "--small", "--rounds", "--agent", "--env")
     chosen = any("::" in arg or arg.endswith(".py") for arg in config.args)
     return not chosen and not any(config.getoption(option) for option in options)

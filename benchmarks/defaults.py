@@ -59,6 +59,7 @@ FORMER: dict[str, Any] = {
     "whiten_floor": 0.0,
     "target_kl": float("inf"),
     "vf_detach": False,
+    "warmup_steps": 0,
 }
 SETTINGS: dict[str, dict[str, Any]] = {"default": {}, "former": FORMER}
 

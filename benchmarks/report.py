@@ -13,6 +13,7 @@ from typing import Any
 
 import textenvs
 from benchmarks.measuring import Row
+from benchmarks.training import Training
 
 PACKAGES = (
     "torch",
@@ -22,6 +23,15 @@ PACKAGES = (
     "numpy",
     "trl",
 )
+AGENTS_HEAD = """\
+# Agents
+
+`pytest benchmarks/test_agents.py` on {machine}; {versions}. Started {started}{load}.
+
+Each algorithm trains on a few tokens from the warm start of its environment: whether it learns, and
+what that costs. Which is better than which, `textenvs compare` tells.
+
+"""
 HEAD = """\
 # Performance
 
@@ -134,32 +144,60 @@ def write(
         points: Those of all pictures.
         started: The `time` at which the session started, and the `load` of the machine then.
     """
+    pictures = list(dict.fromkeys(point.picture for point in points))
+    for picture in pictures:
+        draw(folder / f"{picture}.png", [p for p in points if p.picture == picture])
+    images = "".join(f"\n![{p.replace('_', ' ')}]({p}.png)\n" for p in pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "rows": [row.summary() for row in rows],
+        "points": [vars(point) for point in points],
+    }
+    _write(folder / "performance", HEAD, table(rows) + images, content, started)
+
+
+def write_agents(folder: Path, trainings: Sequence[Training], started: dict[str, Any]) -> None:
+    """Write agents.md and agents.json; see `write`."""
+    content = {"trainings": [vars(training) for training in trainings]}
+    _write(folder / "agents", AGENTS_HEAD, table_of_agents(trainings), content, started)
+
+
+def table_of_agents(trainings: Sequence[Training]) -> str:
+    """Return trainings in Markdown, those on one environment beside each other."""
+    lines = [
+        "| environment | algorithm | tokens | rollout, tokens/s | update, tokens/s | "
+        "held out before | after |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for env in dict.fromkeys(training.env for training in trainings):
+        lines += [
+            f"| {t.env} | {t.algo} | {t.tokens:,} | {t.rollout:,.0f} | {t.update:,.0f} | "
+            f"{t.before[0]:.3f} ± {t.before[1]:.3f} | {t.after[0]:.3f} ± {t.after[1]:.3f} |"
+            for t in trainings
+            if t.env == env
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _write(
+    path: Path, head: str, body: str, content: dict[str, Any], started: dict[str, Any]
+) -> None:
+    """Write a table and its figures, with what they were measured on and when."""
     from agents.files import write_text
 
     on, packages = machine(), versions()
     described = f"{on['cpu']}, {on['cores']} cores, {on['threads']} threads"
     if on["gpu"]:
         described += f", {on['gpu']}"
-    text = HEAD.format(
+    text = head.format(
         machine=described,
         versions=", ".join(f"{name} {number}" for name, number in packages.items()),
         started=started["time"],
         load="" if started["load"] is None else f" at a load of {started['load']:.1f}",
     )
-    pictures = list(dict.fromkeys(point.picture for point in points))
-    for picture in pictures:
-        draw(folder / f"{picture}.png", [p for p in points if p.picture == picture])
-    images = "".join(f"\n![{p.replace('_', ' ')}]({p}.png)\n" for p in pictures)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "performance.md", text + table(rows) + images)
-    content = {
-        "machine": on,
-        "versions": packages,
-        "started": started,
-        "rows": [row.summary() for row in rows],
-        "points": [vars(point) for point in points],
-    }
-    write_text(folder / "performance.json", json.dumps(content, indent=2) + "\n")
+    content = {"machine": on, "versions": packages, "started": started, **content}
+    write_text(path.with_suffix(".md"), text + body)
+    write_text(path.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
 
 
 def draw(path: Path, points: Sequence[Point]) -> None:

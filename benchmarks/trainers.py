@@ -163,6 +163,7 @@ def _train_ours(start: Start, env: gym.vector.VectorEnv[Any, Any, Any], **kwargs
         fit_critic=False,
         whiten_floor=0.0,
         target_kl=float("inf"),
+        warmup_steps=0,
         **{**start.sb3_kwargs(), **kwargs},
     )
     return learn(model, settings)

@@ -48,7 +48,7 @@ from agents.learning.rewards import (
     whiten_rewards,
 )
 from agents.learning.updater import update
-from agents.models.loading import ModelKind, check_device, model_kind
+from agents.models.loading import TINY_WIDTH, ModelKind, check_device, model_kind
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.collector import StepSource, native_engine
@@ -94,6 +94,8 @@ class TransformerAlgorithm(Recorded):
         vf_learning_rate: The critic's own learning rate, a number or a function of the remaining
             progress. None: that of the actor.
         vf_detach: Whether the value loss leaves a trunk alone that the critic shares.
+        warmup_steps: Over so many first steps of the optimizer the learning rate rises to its full
+            height; see `agents.learning.updater.update`. None: as `text_defaults` say, or 0.
         gae_lambda_vf: The lambda of the returns that the critic learns. None: that of advantages.
         gae_length_alpha: Advantages of longer episodes look farther; see
             `agents.learning.advantages.GAE`. None: `gae_lambda` for all.
@@ -105,7 +107,8 @@ class TransformerAlgorithm(Recorded):
     Attributes:
         text_defaults: What `TransformerPolicy` takes where an argument is left at None.
         learning_rates: The learning rate that it takes instead for a pretrained model and for an
-            adapter; it falls to 0 linearly.
+            adapter; it falls to 0 linearly. For a new model that is wider than the tiny one, that
+            of `text_defaults` is lower in proportion.
         text_policy: What "TransformerPolicy" stands for.
         transformers_only: Whether there is no such algorithm for SB3's policies.
         unused: Arguments of SB3's class, and of ours, that mean nothing here and are none of it.
@@ -149,12 +152,15 @@ class TransformerAlgorithm(Recorded):
         vf_detach: bool = False,
         gae_lambda_vf: float | None = None,
         gae_length_alpha: float | None = None,
+        warmup_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
         policy_class = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
         text = policy_class is not None and issubclass(policy_class, TransformerPolicy)
         defaults = self._text_defaults(kwargs.get("policy_kwargs") or {}) if text else None
         given = given_arguments(type(self), args, kwargs, defaults)
+        default_warmup = given.pop("warmup_steps", 0 if text else None)
+        self.warmup_steps = default_warmup if warmup_steps is None else warmup_steps
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         self.kl_estimator: KLEstimator = kl_estimator
@@ -180,6 +186,7 @@ class TransformerAlgorithm(Recorded):
         self.episode_kl: npt.NDArray[np.float64] | None = None
         self.rollout_began = 0  # at how many time steps
         self.rollouts_learned = 0
+        self.optimizer_steps = 0
         self.unfinished: list[UnfinishedEpisode] = []  # of the last rollout
         self._start_state()
         if text:
@@ -195,11 +202,17 @@ class TransformerAlgorithm(Recorded):
 
     def _text_defaults(self, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return `text_defaults`, with the learning rate for the kind of model."""
-        kind = model_kind(policy_kwargs.get("model", "tiny"), policy_kwargs.get("peft_config"))
-        if kind not in self.learning_rates:
-            return self.text_defaults
-        rate = LinearSchedule(self.learning_rates[kind], 0.0, 1.0)
-        return {**self.text_defaults, "learning_rate": rate}
+        model = policy_kwargs.get("model", "tiny")
+        kind = model_kind(model, policy_kwargs.get("peft_config"))
+        rate = self.text_defaults.get("learning_rate")
+        if kind in self.learning_rates:
+            rate = LinearSchedule(self.learning_rates[kind], 0.0, 1.0)
+        elif isinstance(rate, LinearSchedule):
+            # The wider a layer is, the more a step of Adam's changes what it computes (Yang et al.,
+            # "Tensor Programs V", 2022).
+            share = min(1.0, TINY_WIDTH / getattr(model, "hidden_size", TINY_WIDTH))
+            rate = LinearSchedule(share * rate.start, share * rate.end, rate.end_fraction)
+        return {**self.text_defaults, **({} if rate is None else {"learning_rate": rate})}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let `help` show SB3's arguments with ours, and SB3's policies have ours beside them."""
@@ -365,7 +378,10 @@ class TransformerAlgorithm(Recorded):
             micro_batch_size=self.micro_batch_size,
             max_grad_norm=self.max_grad_norm,
             target_kl=self.target_kl,
+            warmup_steps=self.warmup_steps,
+            steps_before=self.optimizer_steps,
         )
+        self.optimizer_steps += log.steps
         self._n_updates += log.epochs
         self.rollouts_learned += 1
         self.awaits_update = False

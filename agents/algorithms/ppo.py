@@ -30,6 +30,7 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "vf_coef": 0.5,
     "target_kl": 0.03,
+    "warmup_steps": 8,
 }
 
 
@@ -48,7 +49,8 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
         policy: "TransformerPolicy", SB3's names, or a policy class.
         env: A Gymnasium environment, its id, an SB3 `VecEnv`, or a Gymnasium vector environment.
         learning_rate: A number or a function of the remaining progress. Text: linear to 0, from
-            2e-4, or 3e-5 for a pretrained model.
+            2e-4 for a new model (less for one wider than 128, in proportion), 3e-5 for a pretrained
+            one, 3e-4 for an adapter.
         n_steps: Tokens from each environment between updates. Text: 64.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. Text: 1024.
         n_epochs: Passes over the rollout in an update. Text: 4.
@@ -100,6 +102,9 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
             if it has one): a number or a function of the remaining progress. None: as the actor's.
         vf_detach: Whether the value loss leaves the trunk alone that actor and critic share.
         gae_lambda_vf: The lambda of the returns that the critic learns. None: `gae_lambda`.
+        warmup_steps: Over so many first steps of the optimizer the learning rate rises to its full
+            height, since Adam's first ones are as long as the rate whatever the gradients say.
+            Text: 8; 0: none.
         gae_length_alpha: Advantages take the lambda 1 - 1 / (alpha l) for an episode of l tokens
             (Yuan et al., "VAPO", 2025), and returns `gae_lambda_vf`. None: `gae_lambda` for all.
 

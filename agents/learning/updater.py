@@ -31,6 +31,11 @@ class UpdateLog:
     last_epoch: int = 0
 
     @property
+    def steps(self) -> int:
+        """How many steps of the optimizer there were."""
+        return len(self.metrics["grad_norm"])
+
+    @property
     def approx_kl(self) -> float:
         """The mean over the last epoch."""
         return float(np.mean(self.metrics["approx_kl"][-self.last_epoch :]))
@@ -46,6 +51,8 @@ def update(
     micro_batch_size: int | None = None,
     max_grad_norm: float,
     target_kl: float | None = None,
+    warmup_steps: int = 0,
+    steps_before: int = 0,
 ) -> UpdateLog:
     """Update a policy from a rollout, and return how it went.
 
@@ -58,6 +65,9 @@ def update(
         micro_batch_size: Into parts of how many tokens a minibatch is cut. None: one part.
         max_grad_norm: What gradients are clipped to.
         target_kl: Stop, without a step, when a minibatch's approximate KL exceeds 1.5 times this.
+        warmup_steps: Over so many first steps the learning rates rise linearly: Adam's are as long
+            as its rate whatever the gradient says, before it knows the gradient's size.
+        steps_before: How many steps earlier updates have made.
 
     Raises:
         Diverged: If a loss or its gradient is not finite; the step is not made.
@@ -86,9 +96,20 @@ def update(
                     "update fails, look for rewards that are not finite or very large."
                 )
             log.metrics["grad_norm"].append(norm)
-            policy.optimizer.step()
+            steps = steps_before + log.steps
+            _step(policy.optimizer, min(1.0, steps / warmup_steps) if warmup_steps else 1.0)
     policy.optimizer.zero_grad()
     return log
+
+
+def _step(optimizer: th.optim.Optimizer, share: float) -> None:
+    """Make a step at a share of the learning rates."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = share * rate
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _minibatches(buffer: SequenceRolloutBuffer, batch_size: int | None) -> list[list[Sequence]]:

@@ -27,11 +27,14 @@ ModelKind = Literal["new", "pretrained", "adapter"]
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
+TINY_WIDTH = 128
+
+
 def tiny_config(vocab_size: int, max_positions: int) -> LlamaConfig:
     """Return the embedded default: a Llama of about one million parameters."""
     return LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=128,
+        hidden_size=TINY_WIDTH,
         intermediate_size=384,
         num_hidden_layers=4,
         num_attention_heads=4,

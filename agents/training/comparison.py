@@ -179,7 +179,8 @@ def contestants(algos: Iterable[str], **options: Any) -> dict[str, RunSpec]:
     """Return what is compared: a specification for each algorithm, else the same.
 
     Args:
-        algos: Names of algorithms; "grpo:dapo" is one with a recipe. A file of options (see
+        algos: Names of algorithms; "grpo:dapo" is one with a recipe, "package.module:Class" one of
+            your own. A file of options (see
             `read_options`) counts with those of its algorithm and policy; it is called as its name
             says, or its folder's, if that is "best".
         **options: Of `RunSpec`, what they have in common. What an algorithm does not have is left
@@ -202,13 +203,16 @@ def contestants(algos: Iterable[str], **options: Any) -> dict[str, RunSpec]:
             own = {k: v for k, v in read_options(path).items() if k in may}
         else:
             algo, _, recipe = given.partition(":")
+            if algo not in ALGORITHMS:
+                algo, recipe = given, ""
             name, own = given, {"algo": algo, **({"recipe": recipe} if recipe else {})}
         if name in found:
             raise ValueError(f"Two contestants are called {name!r}: leave one out, or rename it.")
         algo = own.get("algo", RunSpec.algo)
-        if algo not in ALGORITHMS:
-            raise ValueError(f"algos must be of {', '.join(ALGORITHMS)}, but one is {algo!r}.")
-        missing = of_algorithms - set(keywords(algorithm_class(algo)))
+        try:
+            missing = of_algorithms - set(keywords(algorithm_class(algo)))
+        except ValueError as error:
+            raise ValueError(f"Each of algos {error}") from error
         common = {k: v for k, v in options.items() if k not in missing}
         used |= common.keys()
         found[name] = RunSpec(**{**common, **own})

@@ -70,8 +70,8 @@ class RunOptions(DataOptions):
     timesteps: int = 131_072
     """Tokens to train on."""
     algo: str = "ppo"
-    """The algorithm: ppo, nlpo, grpo, rloo, reinforce++, remax, a2c, reinforce, expert_iteration,
-    or sft, which imitates demonstrations and no more."""
+    """The algorithm: ppo, nlpo, grpo, rloo, reinforce++, remax, a2c, reinforce, expert_iteration;
+    sft, which imitates demonstrations and no more; or package.module:Class, one of your own."""
     recipe: RecipeName | None = None
     """Of grpo: what was published under this name. Default: grpo."""
     model: str = "tiny"
@@ -171,6 +171,9 @@ class RunOptions(DataOptions):
     """Let the value loss leave the trunk alone that actor and critic share."""
     critic_warmup: int = 0
     """So many updates at the beginning train the critic alone."""
+    warmup_steps: int | None = None
+    """Steps of the optimizer over which the learning rate rises to its full height. Default: the
+    algorithm's; for ppo 8."""
     whiten_floor: float = 0.1
     """The least standard deviation that whitening divides by."""
     temperature: float = 1.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
 from agents.policies.transformer import TransformerPolicy
+from textenvs.importing import load_object
 
 # Where the classes are. A class takes (policy, env, **options), its options named as in `PPO`.
 ALGORITHMS = {
@@ -25,9 +25,23 @@ ALGORITHMS = {
 
 
 def algorithm_class(name: str) -> type[Any]:
-    """Return an algorithm's class by its name in `ALGORITHMS`."""
-    module, _, class_name = ALGORITHMS[name].partition(":")
-    found: type[Any] = getattr(import_module(module), class_name)
+    """Return an algorithm's class.
+
+    Args:
+        name: One of `ALGORITHMS`, or "package.module:Class" for one of your own.
+
+    Raises:
+        ValueError: If there is no such class; the message goes on from the name of the option.
+    """
+    if name not in ALGORITHMS and ":" not in name:
+        known = ", ".join(ALGORITHMS)
+        raise ValueError(f"must be one of {known}, or package.module:Class, not {name!r}.")
+    try:
+        found = load_object(ALGORITHMS.get(name, name))
+    except ValueError as error:
+        raise ValueError(f"is {name!r}, which there is not. {error}") from error
+    if not (isinstance(found, type) and {"policy", "env"} <= {*keywords(found)}):
+        raise ValueError(f"is {name!r}, which is no algorithm: it takes no policy and env.")
     return found
 
 

@@ -25,7 +25,6 @@ from agents.training.parsing import (
     strings,
 )
 from agents.training.registry import (
-    ALGORITHMS,
     algorithm_class,
     algorithm_options,
     keywords,
@@ -140,10 +139,10 @@ class RunSpec(RunOptions):
         Raises:
             ValueError: If there is none of this name.
         """
-        if self.algo not in ALGORITHMS:
-            known = ", ".join(ALGORITHMS)
-            raise ValueError(f"{self.spell('algo')} must be one of {known}, not {self.algo!r}.")
-        return algorithm_class(self.algo)
+        try:
+            return algorithm_class(self.algo)
+        except ValueError as error:
+            raise ValueError(f"{self.spell('algo')} {error}") from error
 
     @property
     def resolved_group_size(self) -> int:
@@ -240,7 +239,7 @@ class RunSpec(RunOptions):
     def from_config(cls: type[Spec], config: Mapping[str, Any]) -> Spec:
         """Return the specification in a config.json; other keys are let be, lacking ones filled."""
         algo = config.get("algo", cls.algo)
-        accepted = set(keywords(algorithm_class(algo))) if algo in ALGORITHMS else set()
+        accepted = set(keywords(algorithm_class(algo)))
         config = {
             name: value
             for name, value in config.items()

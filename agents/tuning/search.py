@@ -18,7 +18,7 @@ from agents.training.logs import HELD_OUT, STEP
 from agents.training.pool import run_all, train_to_the_end
 from agents.training.spec import RunSpec
 from agents.training.stages import Say
-from agents.tuning.spaces import SPACES, Among
+from agents.tuning.spaces import Among, space
 
 STUDY, BEST, FOUND = "study.db", "best.yaml", "search.json"
 # So many trials are never given up, and none is at its first evaluations.
@@ -70,7 +70,7 @@ class Search:
             say: Called with a line for each trial.
 
         Returns:
-            The best options: those of `SPACES` that were tried.
+            The best options: those of the `space` that were tried.
 
         Raises:
             ImportError: If Optuna is not installed.
@@ -171,7 +171,7 @@ class Search:
                 for t in study.trials
             ],
             "best": best.number,
-            "importance": importance(study, list(SPACES[self.spec.algo])),
+            "importance": importance(study, list(space(self.spec.algo))),
         }
         write_json(self.folder / FOUND, found)
         return dict(best.params)
@@ -191,9 +191,9 @@ class Search:
     def try_options(self, trial: Any) -> float:
         """Train with a trial's options, and return the mean held-out reward at the end."""
         optuna = _optuna()
-        space = {} if trial.user_attrs.get("as_it_is") else SPACES[self.spec.algo]
+        tried = {} if trial.user_attrs.get("as_it_is") else space(self.spec.algo)
         options = {}
-        for name, option in space.items():
+        for name, option in tried.items():
             if name == "group_size" and isinstance(option, Among):
                 option = Among(tuple(v for v in option.values if self.spec.num_envs % v == 0))
             options[name] = option.suggest(trial, name)

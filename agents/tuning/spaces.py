@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from agents.training.registry import algorithm_class, keywords
+
 
 @dataclass(frozen=True)
 class Among:
@@ -65,3 +67,11 @@ SPACES: dict[str, dict[str, Among | Between]] = {
     "expert_iteration": {**_GROUPS, "keep_best": Among((1, 2, 4))},
     "sft": {**_EVERY, "batch_size": Among((128, 256, 512, 1024))},
 }
+
+
+def space(algo: str) -> dict[str, Among | Between]:
+    """Return what is searched for an algorithm; for one of your own, what it has of PPO's."""
+    if algo in SPACES:
+        return SPACES[algo]
+    accepted = set(keywords(algorithm_class(algo)))
+    return {name: option for name, option in _PPO.items() if name in accepted}

@@ -42,8 +42,9 @@ def make_agent(
     What its class has no argument for is left out.
     """
     budgets = {"num_envs": NUM_ENVS, "max_new_tokens": 8, "reward": ["task", "length_penalty"]}
-    # Steps here are large: without a limit, no epoch is cut short.
-    settings = {"n_steps": N_STEPS, "n_epochs": 2, "seed": 0, "device": "cpu", "target_kl": 1e9}
+    # Steps here are large: without a limit, no epoch is cut short, and none is a small one.
+    settings = {"n_steps": N_STEPS, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    settings |= {"target_kl": 1e9, "warmup_steps": 0}
     settings["batch_size"] = min(32, NUM_ENVS * kwargs.get("n_steps", N_STEPS))
     settings = {**settings, "learning_rate": 3e-3, **kwargs}
     known = inspect.signature(cls).parameters

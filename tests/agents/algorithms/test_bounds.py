@@ -30,6 +30,7 @@ from tests.agents.helpers import gpt2, policy_for, vec_env
         ({"vf_coef": -1.0}, "vf_coef must be at least 0"),
         ({"whiten_floor": -1.0}, "whiten_floor must be at least 0"),
         ({"critic_warmup": -1}, "critic_warmup must be at least 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
         ({"critic_warmup": 1, "vf_coef": 0.0}, "vf_coef must not be 0"),
         (
             {"batch_size": ITERATION + 1},
@@ -59,7 +60,7 @@ def test_what_is_a_critics_is_refused_without_one(argument: str) -> None:
         make_agent(cls=Reinforce, **given)
 
 
-@pytest.mark.parametrize("argument", ["fit_critic", "whiten_floor"])
+@pytest.mark.parametrize("argument", ["fit_critic", "whiten_floor", "warmup_steps"])
 def test_sb3s_policies_take_none_of_ours(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument} need the policy 'TransformerPolicy'"):
         PPO("MlpPolicy", "CartPole-v1", **{argument: 0})  # type: ignore[arg-type]
@@ -96,8 +97,39 @@ def test_the_rate_is_that_of_the_kind_of_model(tmp_path: Any) -> None:
         expected = {"new": cls.text_defaults["learning_rate"](1.0)}
         expected.update({str(kind): rate for kind, rate in cls.learning_rates.items()})
         assert rates == {kind: expected.get(kind, expected["new"]) for kind in kinds}
+        wide = cls("TransformerPolicy", env, policy_kwargs={"model": gpt2(n_embd=512, n_layer=1)})
+        assert wide.lr_schedule(1.0) == pytest.approx(rates["new"] / 4)
         own = cls("TransformerPolicy", env, learning_rate=0.5, policy_kwargs=kinds["pretrained"])
         assert own.lr_schedule(0.1) == 0.5
+
+
+def test_rates_rise_over_the_first_steps(tmp_path: Any) -> None:
+    """Those of the critic, too, over as many steps as are said, whichever update makes them."""
+
+    def rates(model: Any) -> list[list[float]]:
+        seen: list[list[float]] = []
+        groups, step = model.policy.optimizer.param_groups, model.policy.optimizer.step
+
+        def note() -> None:
+            seen.append([group["lr"] for group in groups])
+            step()
+
+        model.policy.optimizer.step = note
+        model.learn(ITERATION, reset_num_timesteps=False)
+        return seen
+
+    own: dict[str, Any] = {"learning_rate": 1e-3, "vf_learning_rate": 1e-2, "n_epochs": 1}
+    model = make_agent(warmup_steps=4, batch_size=ITERATION // 3, **own)
+    first = rates(model)
+    model.save(tmp_path / "model.zip")
+    second = rates(PPO.load(tmp_path / "model.zip", env=model.env))
+    steps = len(first + second)
+    assert 1 < len(first) < 4 < steps == model.optimizer_steps + len(second)
+    shares = [min(1.0, step / 4) for step in range(1, steps + 1)]
+    expected = [[share * 1e-3, share * 1e-2] for share in shares]
+    assert [sorted(set(row)) for row in first + second] == [pytest.approx(e) for e in expected]
+    assert make_agent(warmup_steps=None).warmup_steps == 8
+    assert make_agent(cls=A2C, warmup_steps=None).warmup_steps == 0
 
 
 def test_learn_in_a_loop_says_that_the_rate_starts_lower_each_time() -> None:

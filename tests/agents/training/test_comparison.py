@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents import Run, RunSpec
+from agents import PPO, Run, RunSpec
 from agents.cli.main import main
 from agents.training.comparison import Comparison, contestants, read_result
 from agents.training.folder import CONFIG, SUMMARY
 from agents.training.held_out import HeldOut
+from agents.tuning.spaces import space
 from tests.test_readme import BLOCK, ROOT
 
 TASK = "tests.agents.training.test_imitation:Spell"
+HOURS = 3600.0 * 5
 SMALL: dict[str, Any] = {"timesteps": 64, "num_envs": 4, "n_steps": 8, "warm_start": 0}
 SMALL |= {"eval_examples": 4, "device": "cpu", "max_new_tokens": 3}
+
+
+class Own(PPO):
+    """An algorithm that is not in the package."""
 
 
 def specs(*algos: str, **options: Any) -> dict[str, RunSpec]:
@@ -46,6 +52,24 @@ def test_contestants_differ_in_their_algorithm_alone(tmp_path: Path) -> None:
         specs("rloo", "rloo")
     with pytest.raises(ValueError, match="at least one algorithm and one seed"):
         Comparison({}, range(3), Path("x"))
+
+
+def test_an_algorithm_of_your_own(tmp_path: Path) -> None:
+    name = f"{__name__}:Own"
+    found = specs(name, "a2c", n_epochs=4, clip_range=0.2)
+    assert found[name].algo == name and found[name].recipe is None
+    (own, other) = Comparison(found, range(1), tmp_path).train()
+    assert (own.algo, other.algo) == (name, "a2c")
+    (folder,) = (path for path in tmp_path.iterdir() if "Own" in path.name)
+    run = Run.open(folder / "seed-0")
+    assert run.spec.clip_range == 0.2  # what was a default once was given here
+    assert type(run.load_agent()) is Own and "target_kl" in space(name)
+    for algo, message in (
+        ("nowhere:Own", "is 'nowhere:Own', which there is not. Could not import"),
+        (f"{__name__}:RunSpec", "is no algorithm: it takes"),
+    ):
+        with pytest.raises(ValueError, match=f"^algo {re.escape(message)}|^algo .*{message}"):
+            RunSpec(TASK, algo=algo)
 
 
 def test_finished_runs_are_reused_and_others_go_on(tmp_path: Path) -> None:
@@ -78,13 +102,14 @@ def test_one_that_fails_does_not_keep_the_others(tmp_path: Path) -> None:
 def test_a_curve_is_what_the_log_says(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play = HeldOut.play
+    play, clock, passed = HeldOut.play, time.perf_counter, [0.0]
 
     def slowly(self: HeldOut) -> Any:
-        time.sleep(0.5)
+        passed[0] += HOURS
         return play(self)
 
     monkeypatch.setattr(HeldOut, "play", slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + passed[0])
     run = Run.create(RunSpec(TASK, **SMALL, algo=algo, eval_freq=32), tmp_path / "run")
     run.train()
     rows = run.metrics()
@@ -98,7 +123,7 @@ def test_a_curve_is_what_the_log_says(
     update = 32 / second["time/update_tokens_per_second"]  # that of the first rollout
     expected = np.cumsum([0, rollouts[0] + update, rollouts[1] + update])
     assert [point.seconds for point in result.curve] == pytest.approx(expected)
-    assert 0 < expected[-1] < 0.5  # without the evaluations
+    assert passed[0] > 0 and 0 < expected[-1] < HOURS  # without the evaluations
     assert result.train_reward == second["rollout/ep_rew_mean"]
     assert result.kl == second["kl/per_episode"]
 
@@ -140,7 +165,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--algos", "ppo,pop"], "algos must be of ppo, a2c, .*, but one is 'pop'"),
+        (["--algos", "ppo,pop"], "Each of algos must be one of ppo, a2c, .*, not 'pop'"),
         (["--seeds", "0"], "--seeds must be at least 1, not 0"),
         (["--timesteps", "0"], "timesteps must be at least 1"),
         (["--keep-best", "2"], "None of ppo, .* has keep_best: leave it out"),
