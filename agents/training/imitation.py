@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch as th
 import transformers
 from torch.nn.utils.rnn import pad_sequence
@@ -25,6 +26,9 @@ from textenvs.envs.engine import TextEngine
 from textenvs.envs.playing import Episode, ScriptedAgent, play
 from textenvs.rewards import try_terms
 
+# Of a warm start where nobody says how long it is: about so many tokens are read, prompts included,
+# but no example is played more often than that.
+WARM_START_TOKENS, MOST_PASSES = 2**21, 16
 PROCEDURE = 2  # counts the changes of `fit`, so that results of an older one are not reused
 
 
@@ -72,8 +76,7 @@ def demonstrations(
         seed: For the demonstrator and the episodes.
         layout: How turns become sequences. None: as for a causal model.
     """
-    quiet = engine.with_slots(min(64, len(engine.examples)))
-    quiet.terms, quiet.observed = [], []
+    quiet = _quiet(engine)
     agent = ScriptedAgent(engine.task.demonstrate, seed)
     examples = range(len(engine.examples))
     episodes = (
@@ -84,9 +87,33 @@ def demonstrations(
     return DemonstrationDataset(episodes, layout or CausalLayout())
 
 
+def _quiet(engine: TextEngine) -> TextEngine:
+    """Return an engine for the same examples that rewards nothing."""
+    quiet = engine.with_slots(min(64, len(engine.examples)))
+    quiet.terms, quiet.observed = [], []
+    return quiet
+
+
+def default_passes(model: Any) -> int:
+    """Return how often a warm start plays each example where nobody says so.
+
+    A model from nothing has to learn to write: about two million tokens, 16 passes at most. A
+    pretrained one has to see the task once.
+    """
+    if model.policy.pretrained:
+        return 1
+    engine = engine_of(model.env)
+    some = np.linspace(0, len(engine.examples) - 1, min(64, len(engine.examples))).astype(int)
+    agent = ScriptedAgent(engine.task.demonstrate, 0)
+    played = [*play(_quiet(engine), agent, some.tolist(), 0)]
+    read = [len(tokens) for episode in played for turn in episode.turns for tokens in turn]
+    tokens = sum(read) / len(played) * len(engine.examples)
+    return int(np.clip(round(WARM_START_TOKENS / tokens), 1, MOST_PASSES))
+
+
 def warm_start(
     model: Any,
-    passes: int = 3,
+    passes: int | None = None,
     learning_rate: float | None = None,
     batch_size: int = 16,
     progress: bool = True,
@@ -103,15 +130,15 @@ def warm_start(
         model: An `agents.PPO` (or another SB3 algorithm) with a `TransformerPolicy` and a text
             environment.
         passes: How often each example is demonstrated. A demonstrator that varies (most do) says
-            something else each time. 0: do nothing.
-        learning_rate: Its peak; it falls to 0 linearly. None: 1e-3 for a model that was
+            something else each time. 0: do nothing. None: see `default_passes`.
+        learning_rate: Its peak; it falls to 0 linearly. None: 2e-3 for a model that was
             initialised at random, 5e-5 for a pretrained one.
         batch_size: Demonstrated episodes to a step.
         progress: Whether to show a progress bar.
         cache: Whether to keep the result, or where to.
         seed: For the demonstrator and the order of the data.
     """
-    if passes < 0:
+    if passes is not None and passes < 0:
         raise ValueError(f"passes must be at least 0, but it is {passes}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, but it is {batch_size}.")
@@ -123,10 +150,12 @@ def warm_start(
             "warm_start fits causal models of transformers, but the policy's is a "
             f"{type(policy.backbone).__name__}: train it before, by its own means."
         )
+    if passes is None:
+        passes = default_passes(model)
     if passes == 0:
         return
     if learning_rate is None:
-        learning_rate = 5e-5 if policy.pretrained else 1e-3
+        learning_rate = 5e-5 if policy.pretrained else 2e-3
     engine = engine_of(model.env)
     # A reward that fails is told now, and not after the minutes that fitting takes.
     try_terms(engine.task, [*engine.terms, *engine.observed], engine.examples[0])

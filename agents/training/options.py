@@ -80,10 +80,12 @@ class RunOptions(DataOptions):
     """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
     eval_split: str | None = None
     """Which split is held out. Default: test, or a tenth of a dataset."""
-    warm_start: int = 8
-    """How often to imitate the demonstrations before training. 0: not at all."""
+    warm_start: int | None = None
+    """How often to imitate each example's demonstration before training. 0: not at all. Default:
+    about two million tokens for a model from nothing, 16 times at most; once for a pretrained
+    one."""
     warm_start_learning_rate: float | None = None
-    """Default: 1e-3 for a model from nothing, 5e-5 for a pretrained one."""
+    """Default: 2e-3 for a model from nothing, 5e-5 for a pretrained one."""
     warm_start_batch_size: int = 16
     """Demonstrated episodes to a step."""
     num_envs: int = 64

@@ -47,7 +47,7 @@ from agents.training.folder import (
     TRACES,
 )
 from agents.training.held_out import HeldOut, HeldOutCallback
-from agents.training.imitation import warm_start
+from agents.training.imitation import default_passes, warm_start
 from agents.training.logs import CallingOutput, OnLog, continue_log, open_log, read_metrics
 from agents.training.spec import RunSpec
 from agents.training.trackers import TrackerOutput, load_trackers
@@ -89,14 +89,16 @@ def start(spec: RunSpec, folder: Path, listener: Listener) -> None:
     envs, held_out = make_environments(spec)
     check_rewards(envs, held_out)
     model = spec.algorithm("TransformerPolicy", envs, **spec.algorithm_kwargs())
+    passes = default_passes(model) if spec.warm_start is None else spec.warm_start
     if parallel.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-        own = {**spec.to_config(), "resolved": _resolved(envs)}
+        own = {**spec.to_config(), "resolved": {**_resolved(envs), "warm_start": passes}}
         write_json(folder / CONFIG, {"run_id": uuid.uuid4().hex[:8], **config, **own})
-    if spec.warm_start:
-        say("Warm start: imitating the task's demonstrations ...")
-    warm_start(model, progress=listener.progress, **spec.warm_start_kwargs())
+    if passes:
+        times = "once" if passes == 1 else f"{passes} times"
+        say(f"Warm start: imitating the demonstration of each example {times} ...")
+    warm_start(model, progress=listener.progress, **{**spec.warm_start_kwargs(), "passes": passes})
     evaluations = HeldOut(model, held_out, folder, spec.eval_examples)
     if parallel.is_main():  # The others wait for it in `learn`.
         say(f"Playing up to {spec.eval_examples} held-out examples ...")
