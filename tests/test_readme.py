@@ -83,7 +83,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
         for command in (Train, Evaluate, Compare, Tune)
         for field in dataclasses.fields(command)
     }
-    others = {"--help", "--version", "--nproc-per-node"}
+    others = {"--help", "--version", "--nproc-per-node", "--agent", "--env"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= options | others
 
 

@@ -60,6 +60,7 @@ class A2C(TransformerAlgorithm, stable_baselines3.A2C):
         vf_detach: Whether the value loss leaves the trunk alone that actor and critic share.
         gae_lambda_vf: The lambda of the returns that the critic learns. None: `gae_lambda`.
         gae_length_alpha: See `agents.PPO`.
+        warmup_steps: Over so many first steps the learning rate rises to its full height. None: 0.
     """
 
     text_defaults: ClassVar[dict[str, Any]] = {

@@ -57,6 +57,11 @@ class DemonstrationDataset(th.utils.data.Dataset[dict[str, th.Tensor]]):
         tokens, labels = self._items[index]
         return {"input_ids": th.as_tensor(tokens), "labels": th.as_tensor(labels)}
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are read."""
+        return sum(len(tokens) for tokens, _ in self._items)
+
     def digest(self) -> str:
         """Return a hash of the content."""
         digest = hashlib.sha256()
@@ -105,9 +110,9 @@ def default_passes(model: Any) -> int:
     engine = engine_of(model.env)
     some = np.linspace(0, len(engine.examples) - 1, min(64, len(engine.examples))).astype(int)
     agent = ScriptedAgent(engine.task.demonstrate, 0)
-    played = [*play(_quiet(engine), agent, some.tolist(), 0)]
-    read = [len(tokens) for episode in played for turn in episode.turns for tokens in turn]
-    tokens = sum(read) / len(played) * len(engine.examples)
+    played = play(_quiet(engine), agent, some.tolist(), 0)
+    data = DemonstrationDataset(played, model.policy.backbone.layout)
+    tokens = data.num_tokens * len(engine.examples) / len(some)
     return int(np.clip(round(WARM_START_TOKENS / tokens), 1, MOST_PASSES))
 
 

@@ -51,7 +51,7 @@ def test_reward_of_held_out_examples_rises() -> None:
         device="cpu",
         policy_kwargs={"model": llama(initializer_range=0.05)},
     )
-    warm_start(model, passes=1, progress=False, cache=False)
+    warm_start(model, passes=1, learning_rate=1e-3, progress=False, cache=False)
     before = evaluate_split(model, test)
     model.learn(4000)
     after = evaluate_split(model, test)

@@ -14,7 +14,9 @@ import torch as th
 
 from agents import PPO, evaluate_split, warm_start
 from agents.models.layout import IGNORED, CausalLayout, sequences_of
-from agents.training.imitation import default_cache, demonstrations
+from agents.rollouts.vec_env import engine_of
+from agents.training import imitation
+from agents.training.imitation import default_cache, default_passes, demonstrations
 from tests.agents.helpers import gpt2, llama
 from textenvs import CallableReward
 from textenvs.task import Example, Task, Transcript, Turn
@@ -65,6 +67,18 @@ def agent(task: Any = Spell, config: Any = None, seed: int = 0, **kwargs: Any) -
         device="cpu",
         policy_kwargs={"model": llama() if config is None else config},
     )
+
+
+def test_passes_follow_from_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_passes(agent()) == imitation.MOST_PASSES  # there is little to read
+    for task in (Spell, Chat):
+        model = agent(task)
+        tokens = demonstrations(engine_of(model.env), 1).num_tokens
+        for passes in (1, 3):
+            monkeypatch.setattr(imitation, "WARM_START_TOKENS", passes * tokens)
+            assert default_passes(model) == passes
+        monkeypatch.setattr(imitation, "WARM_START_TOKENS", 1)
+        assert default_passes(model) == 1
 
 
 def state(model: Any) -> dict[str, th.Tensor]:
@@ -316,4 +330,5 @@ def test_learning_rate_suits_what_the_model_was(
     loaded = PPO.load(tmp_path / "agent", env=pretrained.env, device="cpu")
     for model in (pretrained, loaded):
         warm_start(model, passes=1, progress=False, cache=False)
-    assert rates == [1e-3, 5e-5, 5e-5]
+    assert rates == [2e-3, 5e-5, 5e-5]
+    assert default_passes(pretrained) == default_passes(loaded) == 1

@@ -47,6 +47,7 @@ def test_old_run_folders_are_read() -> None:
         kl_estimator="k1",
         kl_in="reward",
         learning_rate=3e-4,
+        warm_start=8,
         seed=3,
         device="cpu",
     )
