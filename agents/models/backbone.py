@@ -48,6 +48,7 @@ class Backbone(th.nn.Module, ABC):
         capabilities: What it can do.
         adapter: A LoRA adapter that is trained instead of the weights, or None.
         longest: The most tokens that it can read. None: as many as prompt and response budgets.
+        never_said: Tokens that it must not emit, whatever the action space allows.
     """
 
     hidden_size: int
@@ -56,6 +57,7 @@ class Backbone(th.nn.Module, ABC):
     capabilities: Capabilities = Capabilities("no cache", "no packing", "no programs", "no packing")
     adapter: Adapter | None = None
     longest: float | None = None
+    never_said: tuple[int, ...] = ()
 
     @property
     @abstractmethod
@@ -81,6 +83,10 @@ class Backbone(th.nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:
         """Write the model into a folder that its own library reads."""
+
+    def generation_settings(self) -> dict[str, Any]:
+        """Return what `generate` has to be told so that it begins, and leaves out, as rollouts."""
+        return {}
 
     def merge_adapter(self) -> None:
         """Add an adapter, if there is one, to the weights for good."""

@@ -11,6 +11,7 @@ import torch as th
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -56,7 +57,7 @@ def model_kind(model: Any, peft_config: Any = None) -> ModelKind:
 
 
 def load_model(model: ModelSpec) -> PreTrainedModel:
-    """Return a causal language model in float32.
+    """Return a language model in float32, causal or an encoder-decoder.
 
     Args:
         model: A name or path that `AutoModelForCausalLM.from_pretrained` resolves, or a config,
@@ -67,8 +68,7 @@ def load_model(model: ModelSpec) -> PreTrainedModel:
         ValueError: If it cannot be loaded, with the cause, or is no causal language model.
     """
     if isinstance(model, PretrainedConfig):
-        _check_kind(model, type(model).__name__)
-        loaded: Any = AutoModelForCausalLM.from_config(model, dtype=th.float32)
+        loaded: Any = _loader(model).from_config(model, dtype=th.float32)
     elif isinstance(model, (str, Path)):
         loaded = _from_pretrained(str(model))
     else:
@@ -86,17 +86,15 @@ def load_model(model: ModelSpec) -> PreTrainedModel:
 def _from_pretrained(name: str) -> PreTrainedModel:
     try:
         # Code that comes with a model is not run, nor asked about.
-        _check_kind(AutoConfig.from_pretrained(name, trust_remote_code=False), repr(name))
-        both: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        both: Any = _loader(config).from_pretrained(
             name, dtype=th.float32, trust_remote_code=False, output_loading_info=True
         )
-    except _WrongKindError:
-        raise
     except Exception as error:  # of files there are as many as there are ways to damage them
         local = Path(name).is_dir()
         advice = "" if local else " There is no such folder; a hub id needs a connection or a "
         raise ValueError(
-            f"No causal language model could be loaded from {name!r}: {_cause(error)}{advice}"
+            f"No language model could be loaded from {name!r}: {_cause(error)}{advice}"
             f"{'' if local else 'cached copy.'} Expected 'tiny', a folder written by "
             "save_pretrained, or a hub id."
         ) from error
@@ -106,7 +104,7 @@ def _from_pretrained(name: str) -> PreTrainedModel:
         raise ValueError(
             f"{name!r} lacks weights of {type(loaded).__name__}, which would be drawn at random: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Expected a whole "
-            "causal language model, as AutoModelForCausalLM saves it."
+            "language model, as AutoModelForCausalLM or AutoModelForSeq2SeqLM saves it."
         )
     # safetensors maps tensors at unaligned offsets, and rounding depends on the alignment: clone
     # them, so that a resumed run, whose weights have memory of their own, rounds alike.
@@ -115,16 +113,21 @@ def _from_pretrained(name: str) -> PreTrainedModel:
     return cast("PreTrainedModel", loaded)
 
 
-class _WrongKindError(ValueError):
-    """A model of a kind that is not supported."""
+def is_seq2seq(model: ModelSpec) -> bool:
+    """Return whether a name, path or config is that of an encoder-decoder."""
+    if isinstance(model, PretrainedConfig):
+        return bool(model.is_encoder_decoder)
+    if str(model) in ("tiny", "copy") or adapter_folder(model) is not None:
+        return False
+    try:
+        config = AutoConfig.from_pretrained(str(model), trust_remote_code=False)
+    except Exception:  # Whoever loads it says what is wrong.
+        return False
+    return bool(config.is_encoder_decoder)
 
 
-def _check_kind(config: PretrainedConfig, name: str) -> None:
-    if config.is_encoder_decoder:
-        raise _WrongKindError(
-            f"{name} is an encoder-decoder model ({config.model_type}), which is not supported "
-            "yet: choose a causal (decoder-only) model, such as GPT-2, Llama, Qwen, Mistral."
-        )
+def _loader(config: PretrainedConfig) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _cause(error: BaseException) -> str:

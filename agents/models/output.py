@@ -7,13 +7,17 @@ from typing import Any, cast
 import torch as th
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    ModelOutput,
+    Seq2SeqModelOutput,
+)
 
 from agents.compat import children_of, with_children
 
 
 class WholeHead(nn.Module):
-    """A causal model's own forward behind its trunk: the output layer, scales, soft-caps.
+    """A model's own forward behind its trunk: the output layer, scales, biases, soft-caps.
 
     Args:
         model: The model, with which it shares everything.
@@ -21,19 +25,59 @@ class WholeHead(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        trunk = {model.base_model_prefix: _Given()}
-        self.model = with_children(model, {**children_of(model), **trunk})
+        children = children_of(model)
+        # Some encoder-decoders have no trunk as such, but its halves.
+        trunk = [name for name in (model.base_model_prefix, "decoder") if name in children][:1]
+        self._decodes = bool(model.config.is_encoder_decoder)
+        config = cast("Any", model.get_decoder()).config if self._decodes else model.config
+        self.model = with_children(model, {**children, **{name: _Given(config) for name in trunk}})
 
     def forward(self, hidden: th.Tensor) -> th.Tensor:
         """Return the logits (n, vocabulary) of hidden states (n, hidden)."""
-        return cast("th.Tensor", self.model(inputs_embeds=hidden[None]).logits[0])
+        inputs: dict[str, Any] = {"inputs_embeds": hidden[None]}
+        if self._decodes:
+            encoded = _Encoded(last_hidden_state=cast("Any", hidden[None, :1]))
+            inputs = {"decoder_inputs_embeds": hidden[None], "encoder_outputs": encoded}
+        return cast("th.Tensor", self.model(**inputs, use_cache=False).logits[0])
 
 
 class _Given(nn.Module):
-    """Stands where the trunk was: its last hidden states are what it is given."""
+    """Stands where the trunk was: its last hidden states are what it is given.
+
+    Args:
+        config: What a model may look up there.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def get_decoder(self) -> nn.Module:
+        """Return what stands for the decoder, too."""
+        return self
 
     def forward(
-        self, *args: Any, inputs_embeds: th.Tensor, **kwargs: Any
-    ) -> BaseModelOutputWithPast:
+        self,
+        *args: Any,
+        inputs_embeds: th.Tensor | None = None,
+        decoder_inputs_embeds: th.Tensor | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
         """Return the hidden states."""
-        return BaseModelOutputWithPast(last_hidden_state=cast("Any", inputs_embeds))
+        if decoder_inputs_embeds is not None:
+            inputs_embeds = decoder_inputs_embeds
+        return _HiddenAlone(last_hidden_state=cast("Any", inputs_embeds))
+
+
+class _HiddenAlone(Seq2SeqModelOutput):
+    """Last hidden states; whatever else a model asks for, there is none."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _Encoded(BaseModelOutput):
+    """Likewise, of an encoder."""
+
+    def __getattr__(self, name: str) -> None:
+        return None

@@ -74,7 +74,7 @@ def probe(backbone: Probed) -> Capabilities:
         ValueError: If the model reads what comes after a token, or its logits are made of more
             than its last hidden states.
     """
-    kind = _kind(backbone.model)
+    kind = kind_of(backbone.model)
     if kind not in _TRIED:
         _TRIED[kind] = _try(backbone)
     backbone.linear_head, capabilities = _TRIED[kind]
@@ -88,7 +88,7 @@ def probe(backbone: Probed) -> Capabilities:
     return capabilities
 
 
-def _kind(model: PreTrainedModel) -> Hashable:
+def kind_of(model: PreTrainedModel) -> Hashable:
     """Return what models have in common that can do the same."""
     layers = frozenset(type(layer) for layer in model.modules())  # an adapter's, too
     code = type(model), type(model).forward, layers
@@ -137,7 +137,7 @@ def why_no_head(backbone: Probed) -> str | None:
     hook = head.register_forward_hook(lambda _, inputs, output: output * scale)
     try:
         expected = backbone.model(input_ids=tokens, use_cache=False).logits[0]
-        return _why_not(partial(backbone.logits, hidden), expected)
+        return why_not(partial(backbone.logits, hidden), expected)
     finally:
         hook.remove()
 
@@ -156,7 +156,7 @@ def why_no_cache(backbone: Probed) -> str | None:
     for lengths in ([0, 0], [2, 5]):
         observation = {**fixed, "response_length": np.resize(lengths, (rows, 1))}
         ask = partial(backbone.decoder.next_hidden, observation, "rollout")
-        reason = reason or _why_not(ask, backbone.last_hidden(observation))
+        reason = reason or why_not(ask, backbone.last_hidden(observation))
     backbone.decoder.clear()
     return reason
 
@@ -169,7 +169,7 @@ def why_no_packing(backbone: Probed) -> str | None:
     tokens = th.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
     wanted = th.arange(4) < th.tensor([[4], [3], [1]])  # two beside each other, one alone
     batch = SequenceBatch(tokens, wanted, wanted)
-    return _why_not(partial(backbone.packed, batch, share=False), backbone.padded(batch))
+    return why_not(partial(backbone.packed, batch, share=False), backbone.padded(batch))
 
 
 def why_no_sharing(backbone: Probed) -> str | None:
@@ -178,7 +178,7 @@ def why_no_sharing(backbone: Probed) -> str | None:
     places = th.arange(5)
     wanted = (places >= 2) & (places < th.tensor([[5], [3], [4], [5]]))
     batch = SequenceBatch(tokens, wanted, wanted)
-    reason = _why_not(partial(backbone.packed, batch), backbone.padded(batch))
+    reason = why_not(partial(backbone.packed, batch), backbone.padded(batch))
     return reason or _why_no_common_keys(backbone)
 
 
@@ -196,7 +196,7 @@ def _why_no_common_keys(backbone: Probed) -> str | None:
     for said in range(3):
         observation = {**observation, "response_length": np.full_like(lengths, said)}
         ask = partial(backbone.decoder.next_hidden, observation, "rollout")
-        reason = reason or _why_not(ask, backbone.last_hidden(observation))
+        reason = reason or why_not(ask, backbone.last_hidden(observation))
     backbone.decoder.clear()
     return reason
 
@@ -231,7 +231,8 @@ def _scales(model: PreTrainedModel) -> list[tuple[th.Tensor, float]]:
     return scales
 
 
-def _why_not(actual: Callable[[], th.Tensor], expected: th.Tensor) -> str | None:
+def why_not(actual: Callable[[], th.Tensor], expected: th.Tensor) -> str | None:
+    """Return why something does not compute what is expected, or None: it does."""
     try:
         answer = actual()
     except Exception as error:  # whatever a model does that knows nothing of it

@@ -108,6 +108,7 @@ def _generate_as_trained(policy: BackbonePolicy, folder: Path) -> None:
         do_sample=True,
         max_new_tokens=budget,
         **vars(policy.sampling),
+        **policy.backbone.generation_settings(),
     ).save_pretrained(folder)
     config["eos_token_id"] = ends
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")

@@ -22,8 +22,8 @@ def as_sequences(obs: PyTorchObs | SequenceBatch) -> SequenceBatch | None:
     samples = cast("dict[str, th.Tensor]", obs)
     if "action_positions" not in samples:
         return None
-    positions = samples["action_positions"]
-    return SequenceBatch(samples["tokens"], positions, samples.get("turn_starts", positions))
+    starts = samples.get("turn_starts", samples["action_positions"])
+    return SequenceBatch(**{**samples, "turn_starts": starts})
 
 
 def action_hidden(backbone: Backbone, obs: PyTorchObs | SequenceBatch) -> th.Tensor:

@@ -1,4 +1,4 @@
-"""`TransformerPolicy`: the policy on a causal language model that `transformers` knows."""
+"""`TransformerPolicy`: the policy on a language model that `transformers` knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from agents.models.backbone import Backbone
 from agents.models.causal import CausalBackbone
-from agents.models.loading import ModelSpec, model_kind
+from agents.models.loading import ModelSpec, is_seq2seq, model_kind
+from agents.models.seq2seq import Seq2SeqBackbone
 from agents.policies.export import tell_of_stops
 from agents.policies.masks import TokenMasks
 from agents.policies.observations import check_spaces
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 
 class TransformerPolicy(SavedPolicy):
-    """Actor and critic on one causal language model, for environments of `textenvs`.
+    """Actor and critic on one language model, for environments of `textenvs`.
+
+    The model is causal, or an encoder-decoder, which encodes prompts and decodes responses.
 
     The actor is the model's own head; the critic is a linear layer on the last hidden state, in
     float32 and zero at the start. It shares the actor's trunk, which costs nothing, or has a model
@@ -157,6 +160,9 @@ class TransformerPolicy(SavedPolicy):
             choices = getattr(action_space, "choices", None)
         self._constraint = constraint
         eos = getattr(action_space, "eos_token_id", None)
+        if self.backbone.never_said:
+            allowed = range(self.vocab_size) if allowed_tokens is None else allowed_tokens
+            allowed_tokens = [token for token in allowed if token not in self.backbone.never_said]
         self.masks = TokenMasks(self.vocab_size, allowed_tokens, constraint, choices, eos)
         self.optimizer = self.optimizer_class(
             self._parameter_groups(),
@@ -175,21 +181,26 @@ class TransformerPolicy(SavedPolicy):
 
     def make_backbone(self, model: ModelSpec, peft_config: AdapterSpec | None = None) -> Backbone:
         """Return a model that fits the spaces and computes as the policy's own."""
-        budgets = [self.observation_space[key].shape for key in ("prompt", "response")]
+        shapes = (self.observation_space[key].shape for key in ("prompt", "response"))
+        budgets = [shape[0] for shape in shapes if shape]
         autocast = self._options["autocast"]
         if autocast not in (None, "bfloat16"):
             raise ValueError(f"autocast must be None or 'bfloat16', but it is {autocast!r}.")
-        return CausalBackbone(
-            model,
-            self.vocab_size,
-            sum(shape[0] for shape in budgets if shape),
-            getattr(self.action_space, "eos_token_id", None),
-            getattr(self.action_space, "pad_token_id", None),
-            adapter=peft_config,
-            autocast=None if autocast is None else th.bfloat16,
-            gradient_checkpointing=self._options["gradient_checkpointing"],
-            compiled=self._options["compile"],
-        )
+        roles = [getattr(self.action_space, f"{role}_token_id", None) for role in ("eos", "pad")]
+        options: dict[str, Any] = {
+            "autocast": None if autocast is None else th.bfloat16,
+            "gradient_checkpointing": self._options["gradient_checkpointing"],
+        }
+        compiled = self._options["compile"]
+        if not is_seq2seq(model):
+            options |= {"adapter": peft_config, "compiled": compiled}
+            return CausalBackbone(model, self.vocab_size, sum(budgets), *roles, **options)
+        for name, given in (("compile", compiled), ("peft_config", peft_config is not None)):
+            if given:
+                raise ValueError(
+                    f"{name} is for causal models, and this is an encoder-decoder: leave it out."
+                )
+        return Seq2SeqBackbone(model, self.vocab_size, *budgets, *roles, **options)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

@@ -320,13 +320,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def samples(self, sequences: list[Sequence]) -> RolloutBufferSamples:
         """Return sequences as SB3's samples.
 
-        `observations` holds `tokens`, `action_positions` and `turn_starts`, as `SequenceBatch` has
-        them. Everything else is flat, one entry for each action, sequence by sequence.
+        `observations` holds `tokens`, `action_positions`, `turn_starts` and, for an encoder,
+        `source` and `source_lengths`, as `SequenceBatch` has them. Everything else is flat, one
+        entry for each action, sequence by sequence.
         """
         index = self.index(sequences)
         flat = (self.values, self.log_probs, self.advantages, self.returns)
         return RolloutBufferSamples(
-            cast("Any", vars(self.collate(sequences))),
+            cast("Any", self.collate(sequences).tensors()),
             self._tensor(self.actions[index].astype(np.int64)),
             *(self._tensor(array[index]) for array in flat),
         )
@@ -400,7 +401,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         arrays = [self.actions, self.episode_starts, *(getattr(self, name) for name in FLOATS)]
         contexts = [segment.context for s in self.sequences for segment in s.segments]
         rows = [array for sequence in self.sequences for array in sequence.row or ()]
-        return sum(array.nbytes for array in [*arrays, *contexts, *rows])
+        return sum(array.nbytes for array in [*arrays, *contexts, *rows] if array is not None)
 
     def _begin_turn(self, env: int, obs: Observation, row: int, episode_start: bool) -> None:
         prompt, response = (

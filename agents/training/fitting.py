@@ -52,7 +52,8 @@ def fit(
             warmup_steps=settings["warmup_steps"],
             seed=settings["seed"],
             use_cpu=device.type == "cpu",
-            use_cache=bool(network.config.use_cache),  # or it is off in the model for good
+            # As it is, or it is off in the model for good.
+            use_cache=bool(getattr(network.config, "use_cache", True)),
             report_to="none",
             save_strategy="no",
             logging_strategy="no",

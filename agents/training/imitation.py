@@ -19,6 +19,7 @@ from agents import parallel
 from agents.files import atomic_path
 from agents.models.causal import CausalBackbone
 from agents.models.layout import IGNORED, CausalLayout, SequenceLayout, sequences_of
+from agents.models.seq2seq import Seq2SeqBackbone
 from agents.policies.transformer import TransformerPolicy
 from agents.rng import preserved_rng_state
 from agents.rollouts.vec_env import engine_of
@@ -43,7 +44,7 @@ class DemonstrationDataset(th.utils.data.Dataset[dict[str, th.Tensor]]):
 
     def __init__(self, episodes: Iterable[Episode], layout: SequenceLayout) -> None:
         self._items = [
-            layout.labels(sequence)
+            layout.features(sequence)
             for episode in episodes
             for sequence in sequences_of(layout, episode.turns)
         ]
@@ -53,20 +54,19 @@ class DemonstrationDataset(th.utils.data.Dataset[dict[str, th.Tensor]]):
         return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, th.Tensor]:
-        """Return `input_ids` and `labels`, (tokens,)."""
-        tokens, labels = self._items[index]
-        return {"input_ids": th.as_tensor(tokens), "labels": th.as_tensor(labels)}
+        """Return what a model's `forward` takes: `input_ids`, `labels`, ..., (tokens,) each."""
+        return {name: th.as_tensor(array).long() for name, array in self._items[index].items()}
 
     @property
     def num_tokens(self) -> int:
         """How many tokens are read."""
-        return sum(len(tokens) for tokens, _ in self._items)
+        return sum(len(item["input_ids"]) for item in self._items)
 
     def digest(self) -> str:
         """Return a hash of the content."""
         digest = hashlib.sha256()
-        for tokens, labels in self._items:
-            digest.update(tokens.tobytes() + labels.tobytes() + b"\n")
+        for item in self._items:
+            digest.update(b"".join(array.tobytes() for array in item.values()) + b"\n")
         return digest.hexdigest()
 
 
@@ -150,9 +150,9 @@ def warm_start(
     policy = model.policy
     if not isinstance(policy, TransformerPolicy):
         raise TypeError(f"warm_start needs a TransformerPolicy, not a {type(policy).__name__}.")
-    if not isinstance(policy.backbone, CausalBackbone):
+    if not isinstance(policy.backbone, (CausalBackbone, Seq2SeqBackbone)):
         raise TypeError(
-            "warm_start fits causal models of transformers, but the policy's is a "
+            "warm_start fits models of transformers, but the policy's is a "
             f"{type(policy.backbone).__name__}: train it before, by its own means."
         )
     if passes is None:
@@ -220,16 +220,17 @@ def default_cache() -> Path:
 
 def _collate(items: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
     """Pad on the right; what is padded is neither attended to nor learned."""
-    ids = [item["input_ids"] for item in items]
-    lengths = th.tensor([len(row) for row in ids])
-    padded = pad_sequence(ids, batch_first=True)
-    return {
-        "input_ids": padded,
-        "attention_mask": (th.arange(padded.shape[1]) < lengths[:, None]).long(),
-        "labels": pad_sequence(
-            [item["labels"] for item in items], batch_first=True, padding_value=IGNORED
-        ),
+    padded = {
+        name: pad_sequence(
+            [item[name] for item in items],
+            batch_first=True,
+            padding_value=IGNORED if name == "labels" else 0,
+        )
+        for name in items[0]
     }
+    lengths = th.tensor([len(item["input_ids"]) for item in items])
+    real = th.arange(padded["input_ids"].shape[1]) < lengths[:, None]
+    return {**padded, "attention_mask": real.long()}
 
 
 def _key(network: PreTrainedModel, data: DemonstrationDataset, settings: Mapping[str, Any]) -> str:

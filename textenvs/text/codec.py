@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from textenvs.text.loading import fingerprint, load_tokenizer, model_stop_ids
+from textenvs.text.loading import fingerprint, load_tokenizer, model_is_seq2seq, model_stop_ids
 from textenvs.text.pieces import PieceEncoder
 from textenvs.text.special import Breaker, special_ids, special_texts
 
@@ -29,7 +29,8 @@ class TextCodec:
         convention: What kind of model reads the prompts. "causal": it goes on from the prompt, so
             that a space separates the two, and no special token stands between them. "encoder":
             prompt and response are separate inputs; the prompt ends with the special tokens that
-            the tokenizer puts there, and the response begins without a space.
+            the tokenizer puts there, and the response begins without a space. None: that of the
+            model beside the tokenizer, if there is one, else "causal".
         stop_token_ids: Tokens that end a turn as well as EOS does, and as well as those that the
             tokenizer's folder has in its generation_config.json.
         stop_strings: Texts that end a turn as soon as they have been said. They are no part of the
@@ -58,12 +59,14 @@ class TextCodec:
     def __init__(
         self,
         tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
-        convention: Literal["causal", "encoder"] = "causal",
+        convention: Literal["causal", "encoder"] | None = None,
         stop_token_ids: Iterable[int] = (),
         stop_strings: Iterable[str] = (),
         separator: str | None = None,
         split_special_tokens: bool = True,
     ) -> None:
+        if convention is None:
+            convention = "encoder" if model_is_seq2seq(tokenizer) else "causal"
         if convention not in ("causal", "encoder"):
             raise ValueError(f"convention must be 'causal' or 'encoder', but it is {convention!r}.")
         self.tokenizer = load_tokenizer(tokenizer)

@@ -64,9 +64,8 @@ def model_stop_ids(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> li
     Returns:
         `eos_token_id` of its generation_config.json; none if there is no such file.
     """
-    by_name = isinstance(tokenizer, (str, Path))
-    name = str(tokenizer if by_name else getattr(tokenizer, "name_or_path", ""))
-    if not name or name == str(EMBEDDED_TOKENIZER):
+    name, by_name = _model_beside(tokenizer)
+    if not name:
         return []
     from transformers import GenerationConfig
 
@@ -76,6 +75,27 @@ def model_stop_ids(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> li
         return []
     ids = config.eos_token_id
     return [] if ids is None else [ids] if isinstance(ids, int) else [int(token) for token in ids]
+
+
+def model_is_seq2seq(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> bool:
+    """Return whether the model beside a tokenizer is an encoder-decoder; see `model_stop_ids`."""
+    name, by_name = _model_beside(tokenizer)
+    if not name:
+        return False
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=not by_name)
+    except (OSError, ValueError):
+        return False
+    return bool(config.is_encoder_decoder)
+
+
+def _model_beside(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> tuple[str, bool]:
+    """Return where a tokenizer's model may be, or "", and whether the tokenizer is that name."""
+    by_name = isinstance(tokenizer, (str, Path))
+    name = str(tokenizer if by_name else getattr(tokenizer, "name_or_path", ""))
+    return "" if name == str(EMBEDDED_TOKENIZER) else name, by_name
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -201,5 +201,5 @@ def test_value_head_is_in_float32_whatever_the_critics_model() -> None:
 def test_critic_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="only 100"):
         make_agent(policy={"value_model": llama(vocab_size=100)})
-    with pytest.raises(ValueError, match="No causal language model could be loaded"):
+    with pytest.raises(ValueError, match="No language model could be loaded"):
         make_agent(policy={"value_model": "no/such/model"})

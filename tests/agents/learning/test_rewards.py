@@ -162,7 +162,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"kl_coef": -1.0}, "kl_coef must be at least 0, but it is -1.0"),
     ({"kl_coef": 0.1, "kl_in": "both"}, "kl_in must be 'reward', 'loss' or 'advantage', .*'both'"),
     ({"ref_model": "gpt2"}, "give kl_coef, too"),
-    ({"kl_coef": 0.1, "ref_model": "/no/such/folder"}, "No causal language model"),
+    ({"kl_coef": 0.1, "ref_model": "/no/such/folder"}, "No language model"),
     ({"n_epochs": 0}, "n_epochs must be at least 1, but it is 0"),
     ({"batch_size": 1}, "batch_size must be at least 2, but it is 1"),
     ({"rollout_buffer_class": DictRolloutBuffer}, "needs a SequenceRolloutBuffer, but .* Dict"),

@@ -11,17 +11,14 @@ import torch as th
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
-    BartConfig,
     BertConfig,
     CohereConfig,
     Gemma2Config,
     GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    MarianConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
-    T5Config,
 )
 
 from agents import A2C, PPO, TransformerPolicy
@@ -183,25 +180,6 @@ def test_weights_that_are_not_there_are_not_drawn_at_random(tmp_path: Path) -> N
     AutoModel.from_config(config).save_pretrained(tmp_path / "trunk")
     with pytest.raises(ValueError, match=r"lacks weights of LlamaForCausalLM, .*lm_head"):
         policy_for(vec_env(), str(tmp_path / "trunk"))
-
-
-SMALL: dict[str, Any] = {"vocab_size": VOCAB, "d_model": 16, "encoder_layers": 1}
-SEQ2SEQ = {
-    "t5": T5Config(vocab_size=VOCAB, d_model=16, num_layers=1),
-    "bart": BartConfig(**SMALL, decoder_layers=1),
-    "marian": MarianConfig(**SMALL, decoder_layers=1, pad_token_id=1),
-}
-
-
-@pytest.mark.parametrize("name", list(SEQ2SEQ))
-@pytest.mark.parametrize("saved", [True, False])
-def test_encoder_decoders_are_refused_by_name(name: str, saved: bool, tmp_path: Path) -> None:
-    config: Any = SEQ2SEQ[name]
-    if saved:
-        config.save_pretrained(tmp_path)
-        config = str(tmp_path)
-    with pytest.raises(ValueError, match=rf"encoder-decoder model \({name}\).*not supported yet"):
-        policy_for(vec_env(), config)
 
 
 def test_an_encoder_reads_both_ways_unless_it_is_told_not_to() -> None:

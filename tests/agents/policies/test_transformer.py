@@ -400,7 +400,7 @@ def test_module_as_model() -> None:
 
 
 def test_model_that_is_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No causal language model could be loaded from"):
+    with pytest.raises(ValueError, match="No language model could be loaded from"):
         policy_for(vec_env(), str(tmp_path / "nothing"))
 
 

@@ -210,9 +210,9 @@ def test_turns_become_sequences() -> None:
     turns = [([5, 6], [7, 8]), ([5, 6, 7, 8, 9], [10]), ([9, 10, 11], [12]), ([9, 10, 11], [13])]
     episode = [(np.array(prompt), np.array(response)) for prompt, response in turns]
     layout = CausalLayout()
-    items = [layout.labels(sequence) for sequence in sequences_of(layout, episode)]
+    items = [layout.features(sequence) for sequence in sequences_of(layout, episode)]
     none = IGNORED
-    assert [[tokens.tolist(), labels.tolist()] for tokens, labels in items] == [
+    assert [[array.tolist() for array in item.values()] for item in items] == [
         [[5, 6, 7, 8, 9, 10], [none, none, 7, 8, none, 10]],
         [[9, 10, 11, 12], [none, none, none, 12]],
         [[9, 10, 11, 13], [none, none, none, 13]],

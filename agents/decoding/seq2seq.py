@@ -1,0 +1,385 @@
+"""Steps of an encoder-decoder: each prompt is encoded once, each token goes through once.
+
+All rows write the keys of a step to one column, so that a row's own columns begin where its turn
+did: attention by relative distance needs nothing else, and positions that are embedded are those
+of each row (`RowPositions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from agents.compat import without_layers
+from agents.decoding.tokens import Observation, Scope, Tokens, chunks
+from agents.decoding.weights_version import WeightsVersion
+
+
+class EncoderDecoder(Protocol):
+    """The two halves of a model that are asked."""
+
+    @property
+    def device(self) -> th.device:
+        """Where they are."""
+        ...
+
+    def encode(self, tokens: th.Tensor, lengths: th.Tensor) -> th.Tensor:
+        """Return what the encoder makes (n, width, hidden) of prompts padded on the right."""
+        ...
+
+    def decode(
+        self,
+        tokens: th.Tensor,
+        memory: th.Tensor,
+        lengths: th.Tensor,
+        positions: th.Tensor | None = None,
+        mask: th.Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
+    ) -> th.Tensor:
+        """Return the decoder's last hidden states (n, q, hidden)."""
+        ...
+
+
+class RowPositions(nn.Module):
+    """Embeds positions that differ from row to row, where a model counts them itself.
+
+    Args:
+        embedding: The model's own layer, which is given token ids (or their shape) first.
+        positions: (n, q) the positions to embed.
+    """
+
+    def __init__(self, embedding: nn.Module, positions: th.Tensor) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.positions = positions
+
+    def forward(self, tokens: Any, *args: Any, **kwargs: Any) -> th.Tensor:
+        """Return the embeddings (n, q, hidden)."""
+        count = int(self.positions.max()) + 1
+        first: Any = th.Size((1, count))
+        if isinstance(
+            tokens, th.Tensor
+        ):  # Some layers know padding by its id, and do not count it.
+            first = tokens.new_full((1, count), int(getattr(self.embedding, "padding_idx", 0) == 0))
+        table = self.embedding(first)
+        return cast("th.Tensor", table.reshape(count, -1)[self.positions])
+
+
+class _Column(Cache):
+    """The keys and values of all rows, as a step sees them: it adds a column.
+
+    Args:
+        keys: Of each layer, (rows, heads, columns, head size).
+        values: Likewise.
+        first: The first column that is read.
+        column: The one that is written.
+    """
+
+    def __init__(
+        self, keys: list[th.Tensor], values: list[th.Tensor], first: int, column: int
+    ) -> None:
+        without_layers(self)
+        self._keys, self._values = keys, values
+        self._first, self._column = first, column
+
+    def update(
+        self, key_states: th.Tensor, value_states: th.Tensor, layer_idx: int, *args: Any, **kw: Any
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Store new keys and values, (rows, heads, 1, head size), and return those to attend to."""
+        seen = slice(self._first, self._column + 1)
+        pairs = ((self._keys, key_states), (self._values, value_states))
+        for held, new in pairs:
+            held[layer_idx][:, :, self._column] = new[:, :, 0]
+        return self._keys[layer_idx][:, :, seen], self._values[layer_idx][:, :, seen]
+
+    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
+        """Return how many columns there were before."""
+        return self._column - self._first
+
+
+@dataclass
+class _Memory:
+    """What is remembered of rows.
+
+    Args:
+        weights: The version of the weights that it is of.
+        rows: How many there are.
+        capacity: How many columns there are.
+        column: The last one that was written.
+        starts: (rows,) the column of each row's first token.
+        keys: Of the decoder's own tokens, by layer.
+        values: Likewise.
+        cross: Keys and values of what was encoded, (rows, heads, width, head size) each.
+        sources: (rows,) how many prompt tokens they are of.
+        seen: The last observation.
+    """
+
+    weights: object
+    rows: int
+    capacity: int
+    column: int
+    starts: Tokens
+    keys: list[th.Tensor] = field(default_factory=list)
+    values: list[th.Tensor] = field(default_factory=list)
+    cross: DynamicCache = field(default_factory=DynamicCache)
+    sources: Tokens = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    seen: dict[str, Tokens] = field(default_factory=dict)
+
+    def goes_on(self, observation: Observation) -> npt.NDArray[np.bool_]:
+        """Return which rows (rows,) have the same prompt, and one token more, than before."""
+        if not self.seen:
+            return np.zeros(self.rows, dtype=np.bool_)
+        before, lengths = self.seen["response"], self.seen["response_length"]
+        kept = np.arange(before.shape[1]) < lengths
+        same = (observation["response_length"] == lengths + 1)[:, 0]
+        same &= ((observation["response"] == before) | ~kept).all(axis=1)
+        for key in ("prompt", "prompt_length"):
+            same &= (observation[key] == self.seen[key]).all(axis=1)
+        return cast("npt.NDArray[np.bool_]", same)
+
+    def advance(self, longest: int) -> None:
+        """Go to the next column; the last `longest` ones are moved to the front if none is left."""
+        self.column += 1
+        if self.column < self.capacity:
+            return
+        by = self.column - longest
+        for layer in (*self.keys, *self.values):
+            layer[:, :, :longest] = layer[:, :, by : self.column].clone()
+        self.column, self.starts = longest, self.starts - by
+
+    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
+        """Keep these rows alone, in this order."""
+        index = th.as_tensor(rows)
+        for layers in (self.keys, self.values):
+            layers[:] = [layer[index.to(layer.device)] for layer in layers]
+        for layer in self.cross.layers:
+            held = cast("Any", layer)
+            held.keys, held.values = (
+                part[index.to(part.device)] for part in (held.keys, held.values)
+            )
+        self.rows, self.starts, self.sources = len(rows), self.starts[rows], self.sources[rows]
+        self.seen = {name: array[rows] for name, array in self.seen.items()}
+
+
+class Seq2SeqDecoder:
+    """Runs an encoder-decoder for rollouts and predictions.
+
+    Args:
+        model: Whose weights are watched.
+        halves: What computes.
+        prefix: The tokens that the decoder reads before a response.
+        budget: The most tokens of a response.
+        prefill_tokens: How many tokens a forward reads that computes prompts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        halves: EncoderDecoder,
+        prefix: Sequence[int],
+        budget: int,
+        prefill_tokens: int,
+    ) -> None:
+        self._halves = (halves,)  # no copy of a model copies it with this
+        self._prefix = np.array(prefix, dtype=np.int64)
+        self._longest = len(prefix) + budget
+        self._prefill_tokens = prefill_tokens
+        self._weights_version = WeightsVersion(model)
+        self._memories: dict[Scope, _Memory] = {}
+        self._seen: tuple[object, object] | None = None
+
+    def __reduce__(self) -> Any:
+        """Give a copy of a model no decoder: it makes its own."""
+        return type(None), ()
+
+    def start_rollout(self) -> None:
+        """Drop what is remembered."""
+        self.clear()
+        self._look_closely()
+
+    def clear(self) -> None:
+        """Let all memory go."""
+        self._memories.clear()
+
+    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
+        """Go on with these of the rollout's rows, in this order."""
+        memory = self._memories.pop("rollout", None)
+        if memory is not None:
+            with th.inference_mode():
+                memory.keep_rows(rows)
+            self._memories["rollout"] = memory
+
+    @th.inference_mode()
+    def next_hidden(self, observation: Observation, scope: Scope) -> th.Tensor:
+        """Return the hidden state that each row's next token is chosen from, (rows, hidden)."""
+        if scope == "predict" and not observation["response_length"].any():
+            self._look_closely()
+        memory = self._memory(len(observation["prompt"]), scope)
+        try:
+            hidden = self._next(memory, observation)
+        except BaseException:  # an interrupt as well: half of what is remembered may be new
+            self._memories.pop(scope, None)
+            raise
+        memory.seen = {key: np.array(values) for key, values in observation.items()}
+        return hidden
+
+    def _next(self, memory: _Memory, observation: Observation) -> th.Tensor:
+        goes_on = memory.goes_on(observation)
+        memory.advance(self._longest)
+        new = np.flatnonzero(~goes_on)
+        filled = self._fill(memory, observation, new) if len(new) else None
+        if filled is not None and len(new) == memory.rows:
+            return filled
+        hidden = self._step(memory, observation)
+        if filled is not None:
+            hidden[th.as_tensor(new, device=hidden.device)] = filled
+        return hidden
+
+    def _fill(
+        self, memory: _Memory, observation: Observation, rows: npt.NDArray[np.intp]
+    ) -> th.Tensor:
+        """Encode prompts, and read what was said to them; return the last hidden states."""
+        if not len(memory.sources):
+            memory.sources = np.zeros(memory.rows, dtype=np.int64)
+        sizes = observation["prompt_length"][rows, 0] + self._longest
+        found: dict[int, th.Tensor] = {}
+        for some in chunks(sizes, self._prefill_tokens):
+            hidden = self._fill_some(memory, observation, rows[some])
+            found.update(zip(some.tolist(), hidden, strict=True))
+        return th.stack([found[i] for i in range(len(rows))])
+
+    def _fill_some(
+        self, memory: _Memory, observation: Observation, rows: npt.NDArray[np.intp]
+    ) -> th.Tensor:
+        device = self._device
+        prompts, lengths = observation["prompt"][rows], observation["prompt_length"][rows, 0]
+        source, source_lengths = th.as_tensor(prompts[:, : lengths.max()], device=device), None
+        source_lengths = th.as_tensor(lengths, device=device)
+        encoded = self._halves[0].encode(source, source_lengths)
+        tokens, starts = _left_padded(self._prefix, observation, rows)
+        width = tokens.shape[1]
+        columns = np.arange(width)
+        seen = (columns[None, None] <= columns[:, None]) & (columns >= starts[:, None, None])
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        hidden = self._halves[0].decode(
+            th.as_tensor(tokens, device=device),
+            encoded,
+            source_lengths,
+            th.as_tensor(np.maximum(0, columns - starts[:, None]), device=device),
+            th.as_tensor(seen[:, None], device=device),
+            cache,
+        )
+        self._store(memory, rows, cache, lengths)
+        memory.starts[rows] = memory.column - width + 1 + starts
+        return hidden[:, -1]
+
+    def _store(
+        self,
+        memory: _Memory,
+        rows: npt.NDArray[np.intp],
+        cache: EncoderDecoderCache,
+        lengths: Tokens,
+    ) -> None:
+        """Take over the keys and values of some rows."""
+        caches = cast("Any", (cache.self_attention_cache, cache.cross_attention_cache))
+        own, cross = (part.layers for part in caches)
+        if not memory.keys:
+            for layer in own:
+                keys = layer.keys
+                shape = (memory.rows, keys.shape[1], memory.capacity, keys.shape[3])
+                memory.keys.append(keys.new_zeros(shape))
+                memory.values.append(keys.new_zeros(shape))
+        where = th.as_tensor(rows, device=self._device)
+        for i, layer in enumerate(own):
+            for held, added in ((memory.keys, layer.keys), (memory.values, layer.values)):
+                at = slice(memory.column + 1 - added.shape[2], memory.column + 1)
+                held[i][where, :, at] = added
+        width = int(lengths.max())
+        for i, layer in enumerate(cross):
+            keys, values = layer.keys, layer.values
+            if len(memory.cross.layers) <= i:
+                empty = keys.new_zeros(memory.rows, keys.shape[1], 0, keys.shape[3])
+                memory.cross.update(empty, empty.clone(), i)
+            held_layer = cast("Any", memory.cross.layers[i])
+            for name, new in (("keys", keys), ("values", values)):
+                held_part = getattr(held_layer, name)
+                if held_part.shape[2] < width:
+                    more = (*held_part.shape[:2], width - held_part.shape[2], held_part.shape[3])
+                    held_part = th.cat([held_part, held_part.new_zeros(more)], dim=2)
+                    setattr(held_layer, name, held_part)
+                held_part[where, :, :width] = new
+        memory.sources[rows] = lengths
+
+    def _step(self, memory: _Memory, observation: Observation) -> th.Tensor:
+        """Read each row's last token, and return the hidden states."""
+        device, every = self._device, np.arange(memory.rows)
+        said = observation["response_length"][:, 0]
+        tokens = np.where(said > 0, observation["response"][every, said - 1], self._prefix[-1])
+        first = int(memory.starts.min())
+        seen = np.arange(first, memory.column + 1) >= memory.starts[:, None]
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache.self_attention_cache = cast(
+            "Any", _Column(memory.keys, memory.values, first, memory.column)
+        )
+        cache.cross_attention_cache = memory.cross
+        cache.is_updated = dict.fromkeys(range(len(memory.keys)), True)
+        width = memory.cross.layers[0].keys.shape[2]  # type: ignore[union-attr]
+        # Its keys and values are there already: only its shape is asked for.
+        encoded = th.empty(1, device=device).expand(memory.rows, width, 1)
+        hidden = self._halves[0].decode(
+            th.as_tensor(tokens[:, None], device=device),
+            encoded,
+            th.as_tensor(memory.sources, device=device),
+            th.as_tensor(memory.column - memory.starts[:, None], device=device),
+            th.as_tensor(seen[:, None, None], device=device),
+            cache,
+        )
+        return hidden[:, -1]
+
+    @property
+    def _device(self) -> th.device:
+        return self._halves[0].device
+
+    def _look_closely(self) -> None:
+        """Drop what is remembered if weights have changed in a way that their version misses."""
+        seen = self._weights_version(), self._weights_version.fingerprint()
+        if self._seen is not None and seen[0] == self._seen[0] and seen[1] != self._seen[1]:
+            self.clear()
+        self._seen = seen
+
+    def _memory(self, rows: int, scope: Scope) -> _Memory:
+        """Return the memory at hand, or a new one if it is of other rows or weights."""
+        version = self._weights_version()
+        memory = self._memories.get(scope)
+        if memory is not None and memory.weights != version:
+            self.clear()
+            memory = None
+        if memory is None or memory.rows != rows:
+            start = self._longest - 1  # what the first rows have said already comes before
+            memory = _Memory(
+                version, rows, 2 * self._longest + 1, start, np.full(rows, start, dtype=np.int64)
+            )
+            self._memories[scope] = memory
+        return memory
+
+
+def _left_padded(
+    prefix: Tokens, observation: Observation, rows: npt.NDArray[np.intp]
+) -> tuple[Tokens, Tokens]:
+    """Return what the decoder reads (n, width), and in which column each row begins (n,)."""
+    said = observation["response_length"][rows, 0]
+    width = len(prefix) + int(said.max())
+    starts = width - len(prefix) - said
+    tokens = np.full((len(rows), width), prefix[0], dtype=np.int64)
+    for row, (start, count, response) in enumerate(
+        zip(starts, said, observation["response"][rows], strict=True)
+    ):
+        tokens[row, start:] = np.concatenate([prefix, response[:count]])
+    return tokens, starts

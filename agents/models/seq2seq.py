@@ -1,0 +1,412 @@
+"""An encoder-decoder of `transformers` as a backbone: T5, BART, Marian, M2M100, ..."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import EncoderDecoderCache
+
+from agents.compat import children_of, with_children
+from agents.decoding.prefix_cache import PREFILL_TOKENS
+from agents.decoding.seq2seq import RowPositions, Seq2SeqDecoder
+from agents.decoding.tokens import Observation, Scope, chunks
+from agents.models.backbone import Backbone, Capabilities
+from agents.models.checkpointing import checkpoint_layers, recomputing
+from agents.models.layout import Seq2SeqLayout, SequenceBatch
+from agents.models.loading import ModelSpec, load_model, rows_of
+from agents.models.output import WholeHead
+from agents.models.probes import kind_of, realistic_weights, why_not
+
+# Why models cannot go on from keys and values, or None, by their kind, once they were tried.
+_TRIED: dict[Hashable, str | None] = {}
+
+
+class Seq2SeqBackbone(Backbone):
+    """A `transformers` encoder-decoder: prompts are encoded, responses decoded.
+
+    The decoder reads the model's start token, and a forced first token such as the language of a
+    translation if the model has one, before the response; they are no actions.
+
+    Args:
+        model: A name or path that `AutoModelForSeq2SeqLM.from_pretrained` resolves, or a config,
+            whose model is initialised at random.
+        vocab_size: How many tokens the tokenizer has.
+        max_prompt: The most tokens of a prompt.
+        max_response: The most tokens of a response.
+        eos_token_id: The token that ends a turn.
+        pad_token_id: The padding token.
+        autocast: The lower precision that encoder and decoder compute in; see `CausalBackbone`.
+        gradient_checkpointing: Whether to keep each layer's input only; see `CausalBackbone`.
+        prefill_tokens: How many tokens, padding included, a forward reads that computes prompts.
+
+    Attributes:
+        prefix: What the decoder reads before a response.
+        never_said: Tokens that it must not emit: padding, with which many decoders start.
+
+    Raises:
+        ValueError: If the model cannot be loaded, or is too small for the budgets.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        vocab_size: int,
+        max_prompt: int,
+        max_response: int,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        *,
+        autocast: th.dtype | None = None,
+        gradient_checkpointing: bool = False,
+        prefill_tokens: int = PREFILL_TOKENS,
+    ) -> None:
+        super().__init__()
+        self.model = load_model(model)
+        self.model.eval()
+        self.prefix = _prefix(self.model)
+        self.layout = Seq2SeqLayout(self.prefix)
+        own_pad = self.model.config.pad_token_id
+        pads = {token for token in (pad_token_id, own_pad) if token is not None}
+        self.never_said = tuple(sorted(pads - {eos_token_id}))
+        self.max_response = max_response
+        self.prefill_tokens = prefill_tokens
+        _check_sizes(self.model, vocab_size, max_prompt, max_response + len(self.prefix))
+        _tell_of_settings(self.model)
+        self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
+        self.hidden_size = int(self.model.config.get_text_config(decoder=True).hidden_size)
+        self.autocast: th.dtype | None = None
+        self._checkpointed: list[nn.Module] = []
+        self._decoder: Seq2SeqDecoder | None = None
+        kind = kind_of(self.model)
+        if kind not in _TRIED:
+            with realistic_weights(self.model), th.no_grad():
+                self._refuse()
+                _TRIED[kind] = self._why_no_cache()
+        reason = _TRIED[kind]
+        if reason is not None:
+            warnings.warn(
+                f"{type(self.model).__name__} cannot go on from the keys and values of rows of "
+                f"different lengths ({reason}): each token of a rollout will cost its whole turn.",
+                stacklevel=2,
+            )
+        self.capabilities = Capabilities(
+            caches=reason,
+            packs="each turn is a row of its own",
+            compiles="steps of an encoder-decoder are not compiled",
+        )
+        self.autocast = autocast
+        if gradient_checkpointing:
+            self._checkpointed = checkpoint_layers(self.model)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's config."""
+        return self.model.config
+
+    @property
+    def device(self) -> th.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes logits of hidden states: the output layer, and what is around it."""
+        return WholeHead(self.model)
+
+    def encode(self, tokens: th.Tensor, lengths: th.Tensor) -> th.Tensor:
+        """Return what the encoder makes (n, width, hidden) of prompts padded on the right."""
+        with self._recomputing(), self._autocasting(tokens.device):
+            output = self.model.get_encoder()(
+                input_ids=tokens, attention_mask=_real(tokens, lengths)
+            )
+        return cast("th.Tensor", output.last_hidden_state)
+
+    def decode(
+        self,
+        tokens: th.Tensor,
+        memory: th.Tensor,
+        lengths: th.Tensor,
+        positions: th.Tensor | None = None,
+        mask: th.Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
+    ) -> th.Tensor:
+        """Return the decoder's last hidden states (n, q, hidden).
+
+        Args:
+            tokens: (n, q) what it reads.
+            memory: (n, width, hidden) what was encoded.
+            lengths: (n,) how much of that each row has.
+            positions: (n, q) the tokens' positions. None: from the first on.
+            mask: Boolean (n, 1, q, k), which keys they see. None: all up to themselves.
+            cache: Where keys and values go and come from.
+        """
+        if mask is not None:
+            dtype = self.autocast or self.model.dtype
+            mask = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, th.finfo(dtype).min)
+        decoder = cast("nn.Module", self.model.get_decoder())
+        options: dict[str, th.Tensor] = {}
+        if positions is not None:
+            decoder, options = self._at(positions)
+        with self._recomputing(), self._autocasting(tokens.device):
+            output = decoder(
+                input_ids=tokens,
+                attention_mask=mask,
+                encoder_hidden_states=memory,
+                encoder_attention_mask=_real(memory, lengths),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **options,
+            )
+        return cast("th.Tensor", output.last_hidden_state).to(self.model.dtype)
+
+    def hidden_states(self, batch: SequenceBatch) -> th.Tensor:
+        """Return the hidden states (actions, hidden) that actions were chosen from, row by row.
+
+        A prompt that several sequences answer is encoded once.
+        """
+        if th.is_grad_enabled():
+            self.clear_cache()  # An update needs the memory, and changes the weights.
+        assert batch.source is not None and batch.source_lengths is not None
+        encoded = self._encode_distinct(batch.source, batch.source_lengths)
+        hidden = self.decode(batch.tokens, encoded, batch.source_lengths)
+        return hidden[batch.action_positions]
+
+    def last_hidden(self, observation: Observation) -> th.Tensor:
+        """Return the hidden state at each row's last token, (n, hidden), all of it computed.
+
+        Args:
+            observation: `prompt`, `prompt_length`, `response`, `response_length`, on the host.
+        """
+        sizes = (observation["prompt_length"] + observation["response_length"])[:, 0]
+        rows = chunks(sizes + len(self.prefix), self.prefill_tokens)
+        parts = [self._last_hidden(observation, some) for some in rows]
+        back = np.argsort(np.concatenate(rows))
+        return th.cat(parts)[th.as_tensor(back, device=self.device)]
+
+    def logits(self, hidden: th.Tensor) -> th.Tensor:
+        """Return the logits of hidden states."""
+        return cast("th.Tensor", self.head(hidden))
+
+    def next_hidden(self, observation: Observation, scope: Scope = "rollout") -> th.Tensor:
+        """Return what `last_hidden` does, up to rounding, without gradients, from the cache."""
+        if self.capabilities.caches is not None:
+            with th.no_grad():
+                return self.last_hidden(observation)
+        return self.decoder.next_hidden(observation, scope).clone()
+
+    @property
+    def decoder(self) -> Seq2SeqDecoder:
+        """What rollouts run the model by."""
+        if self._decoder is None:
+            self._decoder = Seq2SeqDecoder(
+                self.model, self, self.prefix, self.max_response, self.prefill_tokens
+            )
+        return self._decoder
+
+    def start_rollout(self, steps: int) -> None:
+        """Drop what is remembered."""
+        self.decoder.start_rollout()
+
+    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
+        """Go on with these of the rollout's rows, in this order."""
+        self.decoder.keep_rows(rows)
+
+    def clear_cache(self) -> None:
+        """Let all memory of rollouts go."""
+        if self._decoder is not None:
+            self._decoder.clear()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model into a folder that `AutoModelForSeq2SeqLM` reads."""
+        self.model.save_pretrained(folder)
+
+    def generation_settings(self) -> dict[str, Any]:
+        """Return what `generate` starts with, and what it must not say."""
+        start, *forced = self.prefix
+        return {
+            "decoder_start_token_id": start,
+            "forced_bos_token_id": forced[0] if forced else None,
+            "suppress_tokens": list(self.never_said) or None,
+        }
+
+    def _recomputing(self) -> AbstractContextManager[None]:
+        return recomputing(self._checkpointed, th.is_grad_enabled())
+
+    def _autocasting(self, device: th.device) -> AbstractContextManager[Any]:
+        return th.autocast(device.type, self.autocast, enabled=self.autocast is not None)
+
+    def _encode_distinct(self, source: th.Tensor, lengths: th.Tensor) -> th.Tensor:
+        """Return what the encoder makes of prompts, each different one computed once."""
+        keys = th.cat([lengths[:, None].to(source.dtype), source], dim=1)
+        distinct, where = th.unique(keys, dim=0, return_inverse=True)
+        return self.encode(distinct[:, 1:], distinct[:, 0])[where]
+
+    def _last_hidden(self, observation: Observation, rows: npt.NDArray[np.intp]) -> th.Tensor:
+        prompts, lengths = observation["prompt"][rows], observation["prompt_length"][rows, 0]
+        said = observation["response_length"][rows, 0]
+        prefix = np.tile(np.array(self.prefix, dtype=np.int64), (len(rows), 1))
+        response = observation["response"][rows][:, : said.max()]
+        arrays = (prompts[:, : lengths.max()], lengths, np.hstack([prefix, response]), said)
+        source, sizes, tokens, count = (th.as_tensor(array, device=self.device) for array in arrays)
+        encoded = self._encode_distinct(source, sizes)
+        hidden = self.decode(tokens, encoded, sizes)
+        last = len(self.prefix) - 1 + count
+        return hidden[th.arange(len(rows), device=self.device), last]
+
+    def _at(self, positions: th.Tensor) -> tuple[nn.Module, dict[str, th.Tensor]]:
+        """Return the decoder with positions of each row's own, and what it takes for that."""
+        decoder = cast("nn.Module", self.model.get_decoder())
+        if "position_ids" in inspect.signature(decoder.forward).parameters:
+            return decoder, {"position_ids": positions}
+        children = children_of(decoder)
+        layer = children.get("embed_positions")
+        if layer is None:  # It knows distances alone.
+            return decoder, {}
+        own = {"embed_positions": RowPositions(layer, positions)}
+        return with_children(decoder, {**children, **own}), {}
+
+    def _refuse(self) -> None:
+        """Raise a ValueError if a row depends on others, or logits on more than hidden states."""
+        name, lengths = type(self.model).__name__, [[4, 3], [2, 1], [1, 2]]
+        random = np.random.default_rng(0)
+        rows = self._tried(random, 3)
+        rows |= {
+            "prompt_length": np.array(lengths)[:, :1],
+            "response_length": np.minimum(np.array(lengths)[:, 1:], self.max_response - 1),
+        }
+        one_by_one = [{k: v[i : i + 1] for k, v in rows.items()} for i in range(3)]
+        alone = th.cat([self._last_hidden(row, np.arange(1)) for row in one_by_one])
+        reason = why_not(lambda: self._last_hidden(rows, np.arange(3)), alone)
+        if reason is not None:
+            raise ValueError(
+                f"{name} computes a row otherwise when others are beside it ({reason}), which is "
+                "not supported: choose another encoder-decoder (T5, BART, Marian, M2M100, ...)."
+            )
+        tokens = th.tensor([[*self.prefix, *rows["response"][0, :1].tolist()]])
+        source = th.as_tensor(rows["prompt"][:1])
+        expected = self.model(input_ids=source, decoder_input_ids=tokens, use_cache=False).logits[0]
+        encoded = self.encode(source, th.tensor([source.shape[1]]))
+        hidden = self.decode(tokens, encoded, th.tensor([source.shape[1]]))[0]
+        reason = why_not(lambda: self.logits(hidden), expected)
+        if reason is not None:
+            raise ValueError(
+                f"{name} makes its logits of more than its last hidden states ({reason}), which is "
+                "not supported: choose another encoder-decoder (T5, BART, Marian, M2M100, ...)."
+            )
+
+    def _tried(self, random: np.random.Generator, rows: int) -> dict[str, npt.NDArray[Any]]:
+        """Return prompts and responses to try; in some models padding has no position."""
+        tokens = [token for token in range(4) if token not in self.never_said][:2]
+        return {
+            "prompt": random.choice(tokens, (rows, 4)),
+            "response": random.choice(tokens, (rows, self.max_response)),
+        }
+
+    def _why_no_cache(self) -> str | None:
+        """Return why the model cannot go on from keys and values of rows of different lengths."""
+        rows = 12
+        most = max(0, min(3, self.max_response - 1))
+        fixed = self._tried(np.random.default_rng(0), rows)
+        fixed["prompt_length"] = np.resize([4, 2, 1], (rows, 1))
+        reason = None
+        for step in range(most + 1):
+            # Some begin late: their rows are as long as others were before.
+            said = np.maximum(0, step - np.resize([0, 1], (rows, 1)))
+            observation = {**fixed, "response_length": said}
+            reason = reason or why_not(
+                lambda seen=observation: self.decoder.next_hidden(seen, "rollout"),  # type: ignore[misc]
+                self.last_hidden(observation),
+            )
+        self._decoder = None
+        return reason
+
+
+def _real(tokens: th.Tensor, lengths: th.Tensor) -> th.Tensor:
+    """Return where rows (n, width, ...) are no padding, as 1 and 0."""
+    return (th.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()
+
+
+def _prefix(model: PreTrainedModel) -> Sequence[int]:
+    """Return what a decoder reads before a response."""
+    settings = [getattr(model, "generation_config", None), model.config]
+
+    def setting(name: str) -> int | None:
+        values = (getattr(source, name, None) for source in settings)
+        return next((int(value) for value in values if value is not None), None)
+
+    start, forced = setting("decoder_start_token_id"), setting("forced_bos_token_id")
+    if start is None:
+        raise ValueError(
+            f"{type(model).__name__} has no decoder_start_token_id, so that nobody knows what its "
+            "decoder reads first: set it in the model's config (T5: the padding token, BART: EOS)."
+        )
+    prefix = (start,) if forced is None else (start, forced)
+    known = rows_of(model)
+    if max(prefix) >= known:
+        raise ValueError(
+            f"{type(model).__name__} has {known} tokens, but its decoder would read {max(prefix)} "
+            "first: set decoder_start_token_id and forced_bos_token_id in the model's config."
+        )
+    return prefix
+
+
+# Settings of `generate` that change which token comes next, and what they are when they do nothing.
+SETTINGS = {
+    "forced_eos_token_id": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "repetition_penalty": (None, 1.0),
+    "length_penalty": (None, 1.0),
+    "num_beams": (None, 1),
+}
+
+
+def _tell_of_settings(model: PreTrainedModel) -> None:
+    """Warn of settings that its authors generate with, and that are none of the policy's."""
+    settings = getattr(model, "generation_config", None)
+    found = {
+        name: value
+        for name, nothing in SETTINGS.items()
+        if (value := getattr(settings, name, None)) not in nothing
+    }
+    if found.get("forced_eos_token_id") == getattr(settings, "eos_token_id", None):
+        found.pop("forced_eos_token_id", None)  # The budget ends a turn without it.
+    if found:
+        said = ", ".join(f"{name}={value}" for name, value in found.items())
+        warnings.warn(
+            f"{type(model).__name__} is meant to generate with {said}. The policy samples without: "
+            "what is sampled is what is scored.",
+            stacklevel=3,
+        )
+
+
+def _check_sizes(
+    model: PreTrainedModel, vocab_size: int, max_prompt: int, max_response: int
+) -> None:
+    """Raise a ValueError if a model has too few positions, or reads fewer tokens than there are."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    for what, most in (("Prompts", max_prompt), ("Responses", max_response)):
+        if positions is not None and most > positions:
+            raise ValueError(
+                f"{what} may have {most} tokens, but the model has only {positions} positions: "
+                "lower max_prompt_tokens or max_new_tokens."
+            )
+    known = int(cast("Any", model.get_input_embeddings()).weight.shape[0])
+    if known < vocab_size:
+        raise ValueError(
+            f"The tokenizer has {vocab_size} tokens but the model reads only {known}: use the "
+            "model's own tokenizer (gym.make(..., tokenizer=...)), or resize the model "
+            "(model.resize_token_embeddings)."
+        )

@@ -1,0 +1,208 @@
+"""Encoder-decoders: what is cached, shared and batched is what the plain model computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from transformers import AutoModelForSeq2SeqLM, BartConfig, GenerationConfig, T5Config
+
+from agents.models.layout import Seq2SeqLayout, Turn
+from agents.models.probes import realistic_weights
+from agents.models.seq2seq import Seq2SeqBackbone
+from tests.agents.seq2seq import BART, FAMILIES, T5, VOCAB
+
+PROMPT, RESPONSE = 9, 7
+
+
+def backbone(family: str, **options: Any) -> Seq2SeqBackbone:
+    th.manual_seed(0)
+    config = FAMILIES[family]()
+    roles = config.eos_token_id, config.pad_token_id
+    made = Seq2SeqBackbone(config, VOCAB, PROMPT, RESPONSE, *roles, **options)
+    # T5 does not scale its attention: in float32 it rounds by more than would be seen here.
+    made.model.double()
+    return made
+
+
+class Episodes:
+    """Rows of random prompts and responses, which end at times of their own."""
+
+    def __init__(self, model: Seq2SeqBackbone, rows: int = 5) -> None:
+        self.random = np.random.default_rng(1)
+        self.words = [t for t in range(3, VOCAB - 2) if t not in model.never_said]
+        self.observation = {
+            "prompt": np.zeros((rows, PROMPT), dtype=np.int64),
+            "prompt_length": np.ones((rows, 1), dtype=np.int64),
+            "response": np.zeros((rows, RESPONSE), dtype=np.int64),
+            "response_length": np.zeros((rows, 1), dtype=np.int64),
+        }
+        for row in range(rows):
+            self.begin(row)
+
+    def begin(self, row: int) -> None:
+        length = int(self.random.integers(1, PROMPT + 1))
+        self.observation["prompt"][row] = 1
+        self.observation["prompt"][row, :length] = self.random.choice(self.words, length)
+        self.observation["prompt_length"][row] = length
+        self.observation["response_length"][row] = 0
+
+    def step(self) -> None:
+        for row, said in enumerate(self.observation["response_length"][:, 0]):
+            if said == RESPONSE - 1 or self.random.random() < 0.2:
+                self.begin(row)
+            else:
+                self.observation["response"][row, said] = self.random.choice(self.words)
+                self.observation["response_length"][row] += 1
+
+    def keep(self, rows: list[int]) -> None:
+        self.observation = {name: array[rows] for name, array in self.observation.items()}
+
+
+def close(actual: th.Tensor, expected: th.Tensor) -> None:
+    assert th.allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_is_uncached(family: str) -> None:
+    """Over rows that end and begin when they like, and rows that leave."""
+    model = backbone(family)
+    assert model.capabilities.caches is None
+    episodes = Episodes(model)
+    with realistic_weights(model.model), th.no_grad():
+        model.start_rollout(40)
+        for step in range(40):
+            close(model.next_hidden(episodes.observation), model.last_hidden(episodes.observation))
+            if step == 20:
+                model.keep_rows(np.array([3, 0, 4]))
+                episodes.keep([3, 0, 4])
+            episodes.step()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sequences_are_what_the_plain_model_computes(family: str) -> None:
+    """Logits and gradients: all turns at once, prompts shared, against one after the other."""
+    model = backbone(family)
+    random, layout = np.random.default_rng(0), Seq2SeqLayout(model.prefix)
+    words = Episodes(model).words
+    prompts = [random.choice(words, n) for n in (4, 9, 4)]
+    asked = [prompts[i] for i in (0, 1, 0, 2)]
+    turns = [Turn(p, random.choice(words, n)) for p, n in zip(asked, (3, 1, 6, 2), strict=True)]
+    # A rollout began in the middle of this one: two tokens were said before.
+    turns.append(Turn(np.concatenate([prompts[1], words[:2]]), np.array(words[2:5]), begun=2))
+    rows = [layout.row([turn]) for turn in turns]
+    batch = layout.collate(rows, model.config.pad_token_id or 0, "cpu")
+    with realistic_weights(model.model), th.enable_grad():
+        together = model.logits(model.hidden_states(batch))
+        weights = th.as_tensor(random.normal(size=together.shape), dtype=th.float32)
+        (together * weights).sum().backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        assert gradients
+        alone = []
+        for context, actions, begun in turns:
+            source, said = np.split(context, [len(context) - begun])
+            read = [*model.prefix, *said, *actions[:-1]]
+            output = model.model(
+                input_ids=th.as_tensor(source[None]), decoder_input_ids=th.tensor([read])
+            )
+            alone.append(output.logits[0, len(model.prefix) - 1 + begun :])
+        expected = th.cat(alone)
+        close(together.detach(), expected.detach())
+        (expected * weights).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            scale = float(parameter.grad.abs().max())
+            difference = float((gradients[name] - parameter.grad).abs().max())
+            assert difference <= 1e-4 * max(scale, 1e-3), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_are_generates(family: str) -> None:
+    model, prompts = backbone(family), 200
+    model.model.generation_config.forced_eos_token_id = None
+    episodes = Episodes(model, prompts)
+    observation = episodes.observation
+    eos = model.config.eos_token_id
+    lengths = observation["prompt_length"]
+    real = th.as_tensor((np.arange(PROMPT) < lengths).astype(np.int64))
+    settings = GenerationConfig(
+        max_new_tokens=RESPONSE + len(model.prefix) - 1,
+        min_new_tokens=None,
+        do_sample=False,
+        num_beams=1,
+        use_cache=False,
+        eos_token_id=eos,
+        pad_token_id=model.config.pad_token_id,
+        decoder_start_token_id=model.prefix[0],
+        forced_bos_token_id=model.prefix[1] if len(model.prefix) > 1 else None,
+        suppress_tokens=list(model.never_said) or None,
+    )
+    with realistic_weights(model.model), th.no_grad():
+        generated = model.model.generate(  # type: ignore[operator]
+            th.as_tensor(observation["prompt"]), attention_mask=real, generation_config=settings
+        )[:, len(model.prefix) :]
+        said = np.zeros((prompts, RESPONSE), dtype=np.int64)
+        for at in range(RESPONSE):
+            logits = model.logits(model.next_hidden(observation))
+            logits[:, list(model.never_said)] = -th.inf
+            said[:, at] = logits.argmax(dim=1).numpy()
+            if at < RESPONSE - 1:
+                observation["response"][:, at] = said[:, at]
+                observation["response_length"][:] += 1
+    for ours, theirs in zip(said.tolist(), generated.tolist(), strict=True):
+        end = ours.index(eos) + 1 if eos in ours else RESPONSE
+        assert ours[:end] == theirs[:end]
+
+
+def test_weights_that_change_are_noticed() -> None:
+    model = backbone("T5 1.0")
+    episodes = Episodes(model)
+    with th.no_grad():
+        model.next_hidden(episodes.observation)
+        episodes.step()
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+        close(model.next_hidden(episodes.observation), model.last_hidden(episodes.observation))
+        episodes.step()
+        # What predictions ask in between changes nothing, not even a rounding.
+        other = backbone("T5 1.0")
+        other.load_state_dict(model.state_dict())
+        model.next_hidden(Episodes(model).observation, "predict")
+        close(model.next_hidden(episodes.observation), other.last_hidden(episodes.observation))
+
+
+def test_a_saved_folder_is_the_model(tmp_path: Path) -> None:
+    model = backbone("Marian")
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    again = Seq2SeqBackbone(str(tmp_path), VOCAB, PROMPT, RESPONSE, 0, VOCAB - 1)
+    for name, value in loaded.state_dict().items():
+        assert th.equal(value, again.model.state_dict()[name]), name
+
+
+def test_what_is_refused_or_told() -> None:
+    config = T5Config(**{**T5, "decoder_start_token_id": None})
+    with pytest.raises(ValueError, match=r"no decoder_start_token_id.*T5: the padding token"):
+        Seq2SeqBackbone(config, VOCAB, PROMPT, RESPONSE)
+    beyond = BartConfig(**{**BART, "decoder_start_token_id": 500})
+    with pytest.raises(ValueError, match="has 97 tokens, but its decoder would read 500 first"):
+        Seq2SeqBackbone(beyond, VOCAB, PROMPT, RESPONSE)
+    short = BartConfig(**{**BART, "max_position_embeddings": 6})
+    with pytest.raises(ValueError, match=r"Prompts may have 9 tokens.* only 6 positions"):
+        Seq2SeqBackbone(short, VOCAB, PROMPT, 4)
+    with pytest.raises(ValueError, match=r"Responses may have 8 tokens.* only 6 positions"):
+        Seq2SeqBackbone(short, VOCAB, 6, RESPONSE)
+    with pytest.raises(ValueError, match="has 98 tokens but the model reads only 97"):
+        Seq2SeqBackbone(BartConfig(**BART), VOCAB + 1, PROMPT, RESPONSE)
+
+
+def test_settings_of_generate_are_told(tmp_path: Path) -> None:
+    model = backbone("BART").model
+    model.generation_config.no_repeat_ngram_size = 3
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"no_repeat_ngram_size=3\. .*samples without"):
+        Seq2SeqBackbone(str(tmp_path), VOCAB, PROMPT, RESPONSE)

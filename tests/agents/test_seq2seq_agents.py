@@ -1,0 +1,128 @@
+"""Agents on encoder-decoders: what holds for causal models holds for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from transformers import AutoModelForSeq2SeqLM, BartConfig, MarianConfig, MBartConfig, T5Config
+
+from agents import A2C, GRPO, NLPO, PPO, ExpertIteration, evaluate_model, warm_start
+from agents.models.seq2seq import Seq2SeqBackbone
+from tests.agents.agents import same, weights
+from tests.agents.seq2seq import BART, T5
+from textenvs.text.codec import TextCodec
+
+CODEC = TextCodec(convention="encoder")
+EOS, PAD = CODEC.eos_token_id, CODEC.pad_token_id
+ROLES: dict[str, Any] = {
+    **{"vocab_size": CODEC.vocabulary_size, "eos_token_id": EOS, "pad_token_id": PAD},
+    **{"decoder_start_token_id": PAD, "max_position_embeddings": 512},
+}
+MODELS: dict[str, Any] = {
+    "T5": lambda: T5Config(**{**T5, **ROLES}),
+    "Marian": lambda: MarianConfig(**{**BART, **ROLES}),
+    "BART": lambda: BartConfig(**{**BART, **ROLES, "decoder_start_token_id": EOS}),
+    "mBART": lambda: MBartConfig(**{**BART, **ROLES, "forced_bos_token_id": 7}),
+}
+
+
+def agent(model: Any = "T5", env_id: str = "TextGen-v0", cls: Any = PPO, **kwargs: Any) -> Any:
+    groups: dict[str, Any] = {"group_size": 2} if cls in (GRPO, ExpertIteration) else {}
+    env: Any = gym.make_vec(env_id, num_envs=4, tokenizer=CODEC, max_new_tokens=6, **groups)
+    steps: dict[str, Any] = {"n_steps": 16} if cls in (PPO, A2C, NLPO) else {}
+    own = MODELS[model]() if model in MODELS else model
+    policy = {"model": own, **kwargs.pop("policy", {})}
+    return cls(
+        "TransformerPolicy", env, policy_kwargs=policy, seed=0, device="cpu", **steps, **kwargs
+    )
+
+
+@pytest.mark.parametrize("env_id", ["TextGen-v0", "Dialogue-v0", "TextClassification-v0"])
+@pytest.mark.parametrize("model", MODELS)
+def test_ratios_begin_at_one(model: str, env_id: str) -> None:
+    trained = agent(model, env_id, kl_coef=0.1)
+    before = weights(trained.policy)
+    trained.learn(64)
+    logged = trained.logger.name_to_value
+    assert logged["train/first_ratio_error"] < 1e-5
+    assert abs(logged["kl/per_token"]) < 1e-5
+    assert not same(before, weights(trained.policy))
+    said = trained.rollout_buffer.actions
+    assert PAD == EOS or not (said == PAD).any()
+
+
+@pytest.mark.parametrize("model", ["T5", "Marian"])
+def test_cached_rollouts_are_uncached_ones(model: str) -> None:
+    buffers = []
+    for cache in (True, False):
+        trained = agent(model, "Dialogue-v0", policy={"use_cache": cache})
+        trained.learn(64)
+        buffers.append(trained.rollout_buffer)
+    ours, plain = buffers
+    assert np.array_equal(ours.actions, plain.actions)
+    assert np.abs(ours.log_probs - plain.log_probs).max() < 1e-5
+    assert np.array_equal(ours.rewards, plain.rewards)
+
+
+@pytest.mark.parametrize("cls", [A2C, GRPO, NLPO, ExpertIteration])
+def test_other_algorithms(cls: Any) -> None:
+    trained = agent(cls=cls)
+    before = weights(trained.policy)
+    trained.learn(64)
+    assert not same(before, weights(trained.policy))
+
+
+@pytest.mark.parametrize("value_model", [None, "copy"])
+def test_a_saved_agent_goes_on_exactly(value_model: str | None, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"learning_rate": 1e-3, "kl_coef": 0.1}
+    whole = agent(policy={"value_model": value_model}, **options)
+    whole.learn(64)
+    whole.save(tmp_path / "agent.zip")
+    whole.learn(64, reset_num_timesteps=False)
+    again = PPO.load(tmp_path / "agent.zip", env=agent().env, device="cpu")
+    assert isinstance(again.policy.backbone, Seq2SeqBackbone)
+    again.learn(64, reset_num_timesteps=False)
+    assert same(weights(whole.policy), weights(again.policy))
+
+
+def test_a_folder_is_a_model_and_says_how_prompts_are_read(tmp_path: Path) -> None:
+    trained = agent()
+    warm_start(trained, passes=1, progress=False, cache=False)
+    folder = tmp_path / "model"
+    trained.policy.save_pretrained(folder)
+    plain: Any = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    assert plain.generation_config.decoder_start_token_id == PAD
+    env: Any = gym.make_vec("TextGen-v0", num_envs=2, tokenizer=str(folder), max_new_tokens=6)
+    assert TextCodec(str(folder)).convention == "encoder"
+    again = PPO("TransformerPolicy", env, policy_kwargs={"model": str(folder)}, device="cpu")
+    obs, _ = env.reset(seed=0)
+    backbone: Any = again.policy.backbone
+    length = int(obs["prompt_length"][0, 0])
+    prompt = th.as_tensor(obs["prompt"][:1, :length])
+    with th.no_grad():
+        expected = plain(input_ids=prompt, decoder_input_ids=th.tensor([[PAD]])).logits[0, -1]
+        hidden = backbone.last_hidden(obs)
+        assert th.allclose(backbone.logits(hidden)[0], expected, atol=1e-5)
+    found = evaluate_model(str(folder), "TextGen-v0", max_examples=4, max_new_tokens=6)
+    assert len(found.rewards) == 4
+
+
+def test_imitation_learns_the_demonstrations() -> None:
+    trained = agent("Marian")
+    data: list[float] = []
+    for passes in (0, 3):
+        warm_start(trained, passes=passes, learning_rate=5e-3, progress=False, cache=False)
+        trained.learn(64)
+        data.append(float(np.exp(trained.rollout_buffer.log_probs).mean()))
+    assert data[1] > 3 * data[0]
+
+
+@pytest.mark.parametrize("option", ["compile", "peft_config"])
+def test_what_is_for_causal_models_alone(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} is for causal models"):
+        agent(policy={option: {"r": 2} if option == "peft_config" else True})
