@@ -52,5 +52,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    "$$($(PYTHON) --version 2>&1): run make with PYTHON=/path/to/a/newer/python."; exit 1; }
 	@echo "Installing textenvs and its tools into $(VENV) (minutes the first time) ..."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# The pip that comes with Python may take three times as long to find out what to install.
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=26'
 	$(BIN)/python -m pip install --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
