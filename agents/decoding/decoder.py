@@ -71,8 +71,6 @@ class Decoder:
         self._prefill_tokens = prefill_tokens
         self._steps = 0  # that a rollout will have, as far as is known
         self._weights_version = WeightsVersion(model)
-        # The version of the weights and their fingerprint, when responses last began.
-        self._seen: tuple[object, object] | None = None
         self._copied: object = None  # the version of the weights that the copies are of
         self._made_for: tuple[th.device, th.dtype] | None = None
         self._products: list[Product] = []
@@ -210,10 +208,8 @@ class Decoder:
 
     def _look_closely(self) -> None:
         """Drop what is remembered if weights have changed in a way that their version misses."""
-        seen = self._weights_version(), self._weights_version.fingerprint()
-        if self._seen is not None and seen[0] == self._seen[0] and seen[1] != self._seen[1]:
+        if self._weights_version.missed_a_change():
             self.clear()
-        self._seen = seen
 
     def _cache(self, rows: int, scope: Scope) -> PrefixCache:
         """Return the cache at hand, or a new one if it is of other rows or weights."""

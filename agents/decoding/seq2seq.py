@@ -193,7 +193,6 @@ class Seq2SeqDecoder:
         self._prefill_tokens = prefill_tokens
         self._weights_version = WeightsVersion(model)
         self._memories: dict[Scope, _Memory] = {}
-        self._seen: tuple[object, object] | None = None
 
     def __reduce__(self) -> Any:
         """Give a copy of a model no decoder: it makes its own."""
@@ -349,10 +348,8 @@ class Seq2SeqDecoder:
 
     def _look_closely(self) -> None:
         """Drop what is remembered if weights have changed in a way that their version misses."""
-        seen = self._weights_version(), self._weights_version.fingerprint()
-        if self._seen is not None and seen[0] == self._seen[0] and seen[1] != self._seen[1]:
+        if self._weights_version.missed_a_change():
             self.clear()
-        self._seen = seen
 
     def _memory(self, rows: int, scope: Scope) -> _Memory:
         """Return the memory at hand, or a new one if it is of other rows or weights."""

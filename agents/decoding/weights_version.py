@@ -41,6 +41,7 @@ class WeightsVersion:
         self._places = parameter_places(module)
         self._pointers: list[int] = []
         self._samples: list[npt.NDArray[np.int64]] = []
+        self._seen: tuple[object, object] | None = None
 
     def __call__(self) -> object:
         """Return something that differs after a parameter was replaced or changed in place.
@@ -59,6 +60,11 @@ class WeightsVersion:
     def fingerprint(self) -> object:
         """Return something that differs after a change of any number; it reads all of them."""
         return fingerprint(self._weights())
+
+    def missed_a_change(self) -> bool:
+        """Return whether numbers have changed since the last call while the version has not."""
+        before, self._seen = self._seen, (self(), self.fingerprint())
+        return before is not None and before[0] == self._seen[0] and before[1] != self._seen[1]
 
     def _weights(self) -> list[th.Tensor]:
         return [w for place, name in self._places if (w := place[name]) is not None]

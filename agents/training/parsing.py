@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -84,6 +85,7 @@ def strings(values: Sequence[str], option: str) -> Sequence[str]:
     return values
 
 
+@cache
 def allowed_values(cls: type[Any]) -> dict[str, tuple[str, ...]]:
     """Return what the fields of a class that are one of a few, or several of these, may be."""
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from agents.policies.transformer import TransformerPolicy
@@ -47,8 +48,13 @@ def algorithm_class(name: str) -> type[Any]:
 
 def algorithm_options() -> set[str]:
     """Return the names of all arguments that any of the algorithms takes."""
-    names = (name for algorithm in ALGORITHMS for name in keywords(algorithm_class(algorithm)))
-    return {*names} - {"policy", "env"}
+    return set[str]().union(*map(_options, ALGORITHMS.values()))
+
+
+@cache
+def _options(algorithm: str) -> frozenset[str]:
+    """Return the names of the arguments of an algorithm at "package.module:Class"."""
+    return frozenset(keywords(load_object(algorithm))) - {"policy", "env"}
 
 
 def policy_options() -> set[str]:

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.utils import LinearSchedule
@@ -85,7 +85,7 @@ class RunSpec(RunOptions):
             value = getattr(self, name, None)
             if value is not None and value < least:
                 raise ValueError(f"{self.spell(name)} must be at least {least}, but it is {value}.")
-        for name, allowed in allowed_values(type(self)).items():
+        for name, allowed in allowed_values(cast("Any", type(self))).items():
             given = getattr(self, name)
             several = isinstance(given, (tuple, list))
             for value in given if several else [] if given is None else [given]:

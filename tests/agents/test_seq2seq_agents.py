@@ -121,7 +121,9 @@ def test_imitation_learns_the_demonstrations() -> None:
     def words_alone() -> float:
         """The share of responses that are something that is demonstrated."""
         return float(
-            np.mean([r["turns"][-1]["text"] in WORDS for r in evaluate_split(trained, test).records()])
+            np.mean(
+                [r["turns"][-1]["text"] in WORDS for r in evaluate_split(trained, test).records()]
+            )
         )
 
     assert words_alone() == 0

@@ -136,7 +136,7 @@ def test_native_equals_gymnasium_sync(
     limited: bool,
     tokenizer: str | None,
 ) -> None:
-    """600 random steps, 300 with the second tokenizer: results, infos, and how episodes end."""
+    """400 random steps, 200 with the second tokenizer: results, infos, and how episodes end."""
     limit = step_limit(env_id) if limited else None
     task = BUILTIN_TASKS[env_id]
     kwargs: dict[str, Any] = {"tokenizer": tokenizer, "max_new_tokens": BUDGET}
@@ -155,7 +155,7 @@ def test_native_equals_gymnasium_sync(
     assert same(native.reset(seed=7), sync.reset(seed=7))
     rng = np.random.default_rng(1)
     seen = {"eos": 0, "budget": 0, "truncated": 0}
-    for _ in range(600 if tokenizer is None else 300):
+    for _ in range(400 if tokenizer is None else 200):
         actions = random_actions(rng, space_of(native), SLOTS)
         ours, theirs = step_all(native, actions), step_all(sync, actions)
         assert same(ours, theirs)

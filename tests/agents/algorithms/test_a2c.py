@@ -193,7 +193,7 @@ def test_it_learns_textgen(name: str, warm: Path) -> None:
     agents.warm_start(model, passes=1, progress=False, cache=warm)
     held_out = gym.make("TextGen-v0", max_new_tokens=8, split="test")
     before = agents.evaluate_split(model, held_out, max_examples=64)
-    model.learn(16 * 16 * 24)
+    model.learn(16 * 16 * 18)
     after = agents.evaluate_split(model, held_out, max_examples=64)
     error = float(np.hypot(before.standard_error, after.standard_error))
     assert after.mean > before.mean + 3 * error
