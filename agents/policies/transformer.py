@@ -192,6 +192,12 @@ class TransformerPolicy(SavedPolicy):
             "gradient_checkpointing": self._options["gradient_checkpointing"],
         }
         compiled = self._options["compile"]
+        actor = getattr(self, "backbone", None)
+        if actor is not None and isinstance(actor, Seq2SeqBackbone) != is_seq2seq(model):
+            raise ValueError(
+                "Actor, critic and reference read the same sequences, so that all of them are "
+                f"causal models or all of them encoder-decoders: {model!r} is of the other kind."
+            )
         if not is_seq2seq(model):
             options |= {"adapter": peft_config, "compiled": compiled}
             return CausalBackbone(model, self.vocab_size, sum(budgets), *roles, **options)

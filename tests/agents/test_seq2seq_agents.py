@@ -131,6 +131,13 @@ def test_imitation_learns_the_demonstrations() -> None:
     assert words_alone() > 0.6
 
 
+def test_critic_and_reference_are_of_the_actors_kind() -> None:
+    with pytest.raises(ValueError, match=r"all of them encoder-decoders: 'tiny' is of the other"):
+        agent(policy={"value_model": "tiny"})
+    with pytest.raises(ValueError, match=r"all of them encoder-decoders: 'tiny' is of the other"):
+        agent(kl_coef=0.1, ref_model="tiny").learn(64)
+
+
 @pytest.mark.parametrize("option", ["compile", "peft_config"])
 def test_what_is_for_causal_models_alone(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} is for causal models"):

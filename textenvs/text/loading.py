@@ -85,7 +85,9 @@ def model_is_seq2seq(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> 
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name, local_files_only=not by_name)
+        config = AutoConfig.from_pretrained(
+            name, local_files_only=not by_name, trust_remote_code=False
+        )
     except (OSError, ValueError):
         return False
     return bool(config.is_encoder_decoder)
