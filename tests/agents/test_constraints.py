@@ -242,6 +242,7 @@ def test_where_nothing_may_be_said_is_shown(with_tokenizer: bool) -> None:
     policy = policy_for(env, constraint=DeadEnd())
     tokenizer = env.env.unwrapped.tokenizer
     policy.tokenizer = tokenizer if with_tokenizer else None
+    env.seed(0)  # of some prompts the first token is the one that is forbidden anyway
     obs = env.reset()
     action = policy.predict(obs)[0]
     assert action == [301]
