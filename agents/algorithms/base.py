@@ -378,10 +378,11 @@ class TransformerAlgorithm(Recorded):
             micro_batch_size=self.micro_batch_size,
             max_grad_norm=self.max_grad_norm,
             target_kl=self.target_kl,
-            warmup_steps=self.warmup_steps,
+            warmup_steps=0 if warming else self.warmup_steps,
             steps_before=self.optimizer_steps,
         )
-        self.optimizer_steps += log.steps
+        if not warming:  # else the actor has made none
+            self.optimizer_steps += log.steps
         self._n_updates += log.epochs
         self.rollouts_learned += 1
         self.awaits_update = False

@@ -111,7 +111,7 @@ class _Memory:
     Args:
         weights: The version of the weights that it is of.
         rows: How many there are.
-        capacity: How many columns there are.
+        longest: The most tokens that a row reads.
         column: The last one that was written.
         starts: (rows,) the column of each row's first token.
         keys: Of the decoder's own tokens, by layer.
@@ -123,7 +123,7 @@ class _Memory:
 
     weights: object
     rows: int
-    capacity: int
+    longest: int
     column: int
     starts: Tokens
     keys: list[th.Tensor] = field(default_factory=list)
@@ -132,9 +132,17 @@ class _Memory:
     sources: Tokens = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     seen: dict[str, Tokens] = field(default_factory=dict)
 
+    @property
+    def capacity(self) -> int:
+        """How many columns there are."""
+        return 2 * self.longest + 1
+
     def goes_on(self, observation: Observation) -> npt.NDArray[np.bool_]:
         """Return which rows (rows,) have the same prompt, and one token more, than before."""
-        if not self.seen:
+        if (
+            any(self.seen[key].shape != observation[key].shape for key in self.seen)
+            or not self.seen
+        ):
             return np.zeros(self.rows, dtype=np.bool_)
         before, lengths = self.seen["response"], self.seen["response_length"]
         kept = np.arange(before.shape[1]) < lengths
@@ -175,7 +183,6 @@ class Seq2SeqDecoder:
         model: Whose weights are watched.
         halves: What computes.
         prefix: The tokens that the decoder reads before a response.
-        budget: The most tokens of a response.
         prefill_tokens: How many tokens a forward reads that computes prompts.
     """
 
@@ -184,12 +191,10 @@ class Seq2SeqDecoder:
         model: nn.Module,
         halves: EncoderDecoder,
         prefix: Sequence[int],
-        budget: int,
         prefill_tokens: int,
     ) -> None:
         self._halves = (halves,)  # no copy of a model copies it with this
         self._prefix = np.array(prefix, dtype=np.int64)
-        self._longest = len(prefix) + budget
         self._prefill_tokens = prefill_tokens
         self._weights_version = WeightsVersion(model)
         self._memories: dict[Scope, _Memory] = {}
@@ -220,7 +225,7 @@ class Seq2SeqDecoder:
         """Return the hidden state that each row's next token is chosen from, (rows, hidden)."""
         if scope == "predict" and not observation["response_length"].any():
             self._look_closely()
-        memory = self._memory(len(observation["prompt"]), scope)
+        memory = self._memory(observation, scope)
         try:
             hidden = self._next(memory, observation)
         except BaseException:  # an interrupt as well: half of what is remembered may be new
@@ -231,7 +236,7 @@ class Seq2SeqDecoder:
 
     def _next(self, memory: _Memory, observation: Observation) -> th.Tensor:
         goes_on = memory.goes_on(observation)
-        memory.advance(self._longest)
+        memory.advance(memory.longest)
         new = np.flatnonzero(~goes_on)
         filled = self._fill(memory, observation, new) if len(new) else None
         if filled is not None and len(new) == memory.rows:
@@ -247,7 +252,7 @@ class Seq2SeqDecoder:
         """Encode prompts, and read what was said to them; return the last hidden states."""
         if not len(memory.sources):
             memory.sources = np.zeros(memory.rows, dtype=np.int64)
-        sizes = observation["prompt_length"][rows, 0] + self._longest
+        sizes = observation["prompt_length"][rows, 0] + memory.longest
         found: dict[int, th.Tensor] = {}
         for some in chunks(sizes, self._prefill_tokens):
             hidden = self._fill_some(memory, observation, rows[some])
@@ -351,18 +356,18 @@ class Seq2SeqDecoder:
         if self._weights_version.missed_a_change():
             self.clear()
 
-    def _memory(self, rows: int, scope: Scope) -> _Memory:
-        """Return the memory at hand, or a new one if it is of other rows or weights."""
+    def _memory(self, observation: Observation, scope: Scope) -> _Memory:
+        """Return the memory at hand, or a new one if it is of other rows, budgets or weights."""
+        rows, budget = observation["response"].shape
+        longest = len(self._prefix) + budget
         version = self._weights_version()
         memory = self._memories.get(scope)
         if memory is not None and memory.weights != version:
             self.clear()
             memory = None
-        if memory is None or memory.rows != rows:
-            start = self._longest - 1  # what the first rows have said already comes before
-            memory = _Memory(
-                version, rows, 2 * self._longest + 1, start, np.full(rows, start, dtype=np.int64)
-            )
+        if memory is None or (memory.rows, memory.longest) != (rows, longest):
+            start = longest - 1  # what the first rows have said already comes before
+            memory = _Memory(version, rows, longest, start, np.full(rows, start, dtype=np.int64))
             self._memories[scope] = memory
         return memory
 

@@ -23,7 +23,7 @@ from agents.decoding.tokens import Observation, Scope, chunks
 from agents.models.backbone import Backbone, Capabilities
 from agents.models.checkpointing import checkpoint_layers, recomputing
 from agents.models.layout import Seq2SeqLayout, SequenceBatch
-from agents.models.loading import ModelSpec, load_model, rows_of
+from agents.models.loading import ModelSpec, load_model, longest_sequence, rows_of
 from agents.models.output import WholeHead
 from agents.models.probes import kind_of, realistic_weights, why_not
 
@@ -87,7 +87,7 @@ class Seq2SeqBackbone(Backbone):
         self.autocast: th.dtype | None = None
         self._checkpointed: list[nn.Module] = []
         self._decoder: Seq2SeqDecoder | None = None
-        kind = kind_of(self.model)
+        kind = kind_of(self.model), min(4, max_response)
         if kind not in _TRIED:
             with realistic_weights(self.model), th.no_grad():
                 self._refuse()
@@ -208,9 +208,7 @@ class Seq2SeqBackbone(Backbone):
     def decoder(self) -> Seq2SeqDecoder:
         """What rollouts run the model by."""
         if self._decoder is None:
-            self._decoder = Seq2SeqDecoder(
-                self.model, self, self.prefix, self.max_response, self.prefill_tokens
-            )
+            self._decoder = Seq2SeqDecoder(self.model, self, self.prefix, self.prefill_tokens)
         return self._decoder
 
     def start_rollout(self, steps: int) -> None:
@@ -357,6 +355,8 @@ def _prefix(model: PreTrainedModel) -> Sequence[int]:
             f"{type(model).__name__} has {known} tokens, but its decoder would read {max(prefix)} "
             "first: set decoder_start_token_id and forced_bos_token_id in the model's config."
         )
+    # A saved agent keeps the config alone, from which its model is made again.
+    model.config.decoder_start_token_id, model.config.forced_bos_token_id = start, forced
     return prefix
 
 
@@ -403,6 +403,19 @@ def _check_sizes(
                 f"{what} may have {most} tokens, but the model has only {positions} positions: "
                 "lower max_prompt_tokens or max_new_tokens."
             )
+    longest, reason = longest_sequence(model.config.get_text_config(decoder=True))
+    if max_response > longest:
+        raise ValueError(
+            f"Responses may have {max_response} tokens, the first ones that the decoder reads "
+            f"included, but {reason}: lower max_new_tokens."
+        )
+    own = getattr(model.config, "decoder_vocab_size", None)
+    shared = getattr(model.config, "share_encoder_decoder_embeddings", True)
+    if not shared or own not in (None, model.config.vocab_size):
+        raise ValueError(
+            f"{type(model).__name__} has a vocabulary for prompts and another for responses, which "
+            "is not supported yet: choose a model that shares one."
+        )
     known = int(cast("Any", model.get_input_embeddings()).weight.shape[0])
     if known < vocab_size:
         raise ValueError(

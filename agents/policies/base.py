@@ -109,7 +109,7 @@ class BackbonePolicy(CriticMixin, ActorCriticPolicy):
             entropy_gradient: Whether the entropies need gradients, which take time and memory.
         """
         if type(self).evaluate_actions is not BackbonePolicy.evaluate_actions:
-            samples = cast("PyTorchObs", vars(batch))
+            samples = cast("PyTorchObs", batch.tensors())
             values, log_prob, entropy = self.evaluate_actions(samples, actions)
             return Scores(log_prob, entropy, values.flatten() if self.critic else None)
         return self._scores(batch, actions, entropy_gradient)

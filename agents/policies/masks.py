@@ -167,7 +167,12 @@ class TokenMasks(nn.Module):
         constraint = cast("TokenConstraint[Any]", self.constraint)
         fields = (batch.tokens, batch.action_positions, batch.turn_starts)
         said = []
-        for row, wanted, begins in zip(*(field.cpu().numpy() for field in fields), strict=True):
+        sources: list[TokenIds | None] = [None] * len(batch.tokens)
+        if batch.source is not None and batch.source_lengths is not None:
+            read_apart = batch.source.cpu().numpy(), batch.source_lengths.tolist()
+            sources = [source[:length] for source, length in zip(*read_apart, strict=True)]
+        rows = zip(*(field.cpu().numpy() for field in fields), sources, strict=True)
+        for row, wanted, begins, source in rows:
             starts, start, state, read = np.flatnonzero(begins), -1, None, 0
             for position in np.flatnonzero(wanted):
                 turn = np.searchsorted(starts, position, side="right") - 1
@@ -178,11 +183,12 @@ class TokenMasks(nn.Module):
                     )
                 if starts[turn] != start:
                     start, read = int(starts[turn]), int(starts[turn]) + 1
-                    state = constraint.start(_ids(row[:read]))
+                    prompt = row[:read] if source is None else source
+                    state = constraint.start(_ids(prompt))
                 for token in row[read : position + 1]:
                     state = constraint.advance(state, int(token))
                 read = position + 1
-                said.append(Said(state, row[: start + 1], row[start + 1 : read]))
+                said.append(Said(state, prompt, row[start + 1 : read]))
         return said
 
     def _state(self, prompt: TokenIds, response: TokenIds, known: States) -> Any:

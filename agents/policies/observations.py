@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, cast
 
 import numpy.typing as npt
@@ -22,8 +23,10 @@ def as_sequences(obs: PyTorchObs | SequenceBatch) -> SequenceBatch | None:
     samples = cast("dict[str, th.Tensor]", obs)
     if "action_positions" not in samples:
         return None
-    starts = samples.get("turn_starts", samples["action_positions"])
-    return SequenceBatch(**{**samples, "turn_starts": starts})
+    known = {field.name: samples.get(field.name) for field in fields(SequenceBatch)}
+    if known["turn_starts"] is None:
+        known["turn_starts"] = samples["action_positions"]
+    return SequenceBatch(**cast("dict[str, Any]", known))
 
 
 def action_hidden(backbone: Backbone, obs: PyTorchObs | SequenceBatch) -> th.Tensor:

@@ -60,7 +60,7 @@ class DemonstrationDataset(th.utils.data.Dataset[dict[str, th.Tensor]]):
     @property
     def num_tokens(self) -> int:
         """How many tokens are read."""
-        return sum(len(item["input_ids"]) for item in self._items)
+        return sum(len(a) for item in self._items for name, a in item.items() if name != "labels")
 
     def digest(self) -> str:
         """Return a hash of the content."""

@@ -56,6 +56,12 @@ def t5gemma() -> PretrainedConfig:
     return made
 
 
+def forcing(config: Any, token: int) -> Any:
+    """A config with a forced first token, which its constructor takes no more."""
+    config.forced_bos_token_id = token
+    return config
+
+
 # Marian starts with padding and has, at will, a vocabulary for each half.
 PAD_LAST: dict[str, Any] = {**BART, "eos_token_id": 0, "pad_token_id": VOCAB - 1}
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -66,10 +72,10 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "LongT5": lambda: LongT5Config(**T5),
     "Switch": lambda: SwitchTransformersConfig(**{**T5, "num_experts": 2}),
     "BART": lambda: BartConfig(**BART),
-    "mBART": lambda: MBartConfig(**{**BART, "forced_bos_token_id": 7}),
+    "mBART": lambda: forcing(MBartConfig(**BART), 7),
     "Pegasus": lambda: PegasusConfig(**{**BART, "pad_token_id": 1, "decoder_start_token_id": 1}),
     "Marian": lambda: MarianConfig(**{**PAD_LAST, "decoder_start_token_id": VOCAB - 1}),
-    "M2M100": lambda: M2M100Config(**{**BART, "forced_bos_token_id": 9}),
+    "M2M100": lambda: forcing(M2M100Config(**BART), 9),
     "Blenderbot": lambda: BlenderbotConfig(**{**BART, "decoder_start_token_id": 0}),
     "Blenderbot small": lambda: BlenderbotSmallConfig(**{**BART, "decoder_start_token_id": 0}),
     "PLBart": lambda: PLBartConfig(**BART),

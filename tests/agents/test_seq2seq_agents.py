@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig, MarianConfig, MBartC
 from agents import A2C, GRPO, NLPO, PPO, ExpertIteration, evaluate_model, evaluate_split, warm_start
 from agents.models.seq2seq import Seq2SeqBackbone
 from tests.agents.agents import same, weights
-from tests.agents.seq2seq import BART, T5
+from tests.agents.seq2seq import BART, T5, forcing
 from tests.agents.training.test_imitation import WORDS, Spell
 from textenvs.text.codec import TextCodec
 
@@ -28,7 +28,7 @@ MODELS: dict[str, Any] = {
     "T5": lambda: T5Config(**{**T5, **ROLES}),
     "Marian": lambda: MarianConfig(**{**BART, **ROLES}),
     "BART": lambda: BartConfig(**{**BART, **ROLES, "decoder_start_token_id": EOS}),
-    "mBART": lambda: MBartConfig(**{**BART, **ROLES, "forced_bos_token_id": 7}),
+    "mBART": lambda: forcing(MBartConfig(**{**BART, **ROLES}), 7),
 }
 
 
@@ -80,10 +80,38 @@ def test_other_algorithms(cls: Any) -> None:
     assert not same(before, weights(trained.policy))
 
 
+class Without:
+    """A response may not have the token that its prompt decides on."""
+
+    def start(self, prompt: Any) -> int:
+        return 300 + int(prompt.sum()) % 50
+
+    def advance(self, state: int, token: int) -> int:
+        return state
+
+    def allowed(self, state: int) -> list[int]:
+        return [token for token in range(299, 360) if token != state]
+
+
+def test_constraints_see_the_prompt() -> None:
+    trained = agent(policy={"constraint": Without()})
+    trained.learn(64)
+    assert trained.logger.name_to_value["train/first_ratio_error"] < 1e-5
+
+
+def test_generate() -> None:
+    """Prompts of several lengths, in batches, and more tokens than the budget of training."""
+    trained = agent()
+    prompts = ["hi", "a much longer prompt than the first one"]
+    said = [trained.generate(prompt, max_new_tokens=9, deterministic=True) for prompt in prompts]
+    assert trained.generate(prompts, max_new_tokens=9, deterministic=True, batch_size=1) == said
+
+
+@pytest.mark.parametrize("name", ["T5", "mBART"])
 @pytest.mark.parametrize("value_model", [None, "copy"])
-def test_a_saved_agent_goes_on_exactly(value_model: str | None, tmp_path: Path) -> None:
+def test_a_saved_agent_goes_on_exactly(value_model: str | None, name: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"learning_rate": 1e-3, "kl_coef": 0.1}
-    whole = agent(policy={"value_model": value_model}, **options)
+    whole = agent(name, policy={"value_model": value_model}, **options)
     whole.learn(64)
     whole.save(tmp_path / "agent.zip")
     whole.learn(64, reset_num_timesteps=False)

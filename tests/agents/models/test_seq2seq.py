@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from transformers import AutoModelForSeq2SeqLM, BartConfig, GenerationConfig, T5Config
+from transformers import AutoModelForSeq2SeqLM, BartConfig, GenerationConfig, MarianConfig, T5Config
 
 from agents.models.layout import Seq2SeqLayout, Turn
 from agents.models.probes import realistic_weights
@@ -196,6 +196,13 @@ def test_what_is_refused_or_told() -> None:
         Seq2SeqBackbone(short, VOCAB, PROMPT, 4)
     with pytest.raises(ValueError, match=r"Responses may have 8 tokens.* only 6 positions"):
         Seq2SeqBackbone(short, VOCAB, 6, RESPONSE)
+    two = MarianConfig(**{**BART, "share_encoder_decoder_embeddings": False})
+    with pytest.raises(ValueError, match="a vocabulary for prompts and another for responses"):
+        Seq2SeqBackbone(two, VOCAB, PROMPT, RESPONSE)
+    windowed = FAMILIES["T5Gemma"]()
+    windowed.decoder.sliding_window = 5
+    with pytest.raises(ValueError, match="attends to a sliding window of 5 tokens"):
+        Seq2SeqBackbone(windowed, VOCAB, PROMPT, RESPONSE)
     with pytest.raises(ValueError, match="has 98 tokens but the model reads only 97"):
         Seq2SeqBackbone(BartConfig(**BART), VOCAB + 1, PROMPT, RESPONSE)
 
