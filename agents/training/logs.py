@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Returns:
         The columns of each row by name; None where one has nothing to say, text where it is text.
     """
-    if not path.is_file():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    rows = csv.DictReader(io.StringIO(whole, newline=""))
-    return [{name: _number(cell) for name, cell in row.items()} for row in rows]
+    return [{name: _number(cell) for name, cell in row.items()} for row in _whole_rows(path)]
+
+
+def _whole_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield a log's rows as text; what a kill cut off, which may look like a row, is none."""
+    if path.is_file():
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+        yield from csv.DictReader(io.StringIO(whole, newline=""))
 
 
 def _number(cell: str) -> int | float | str | None:
@@ -148,14 +151,14 @@ def _number(cell: str) -> int | float | str | None:
 
 def _rows(path: Path, last: int) -> list[dict[str, Any]]:
     """Return the whole rows up to a step."""
-    rows = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                with suppress(KeyError, ValueError, TypeError):  # a row that a kill cut off
-                    evaluation = bool(row.get(HELD_OUT))  # between iterations
-                    if int(row[STEP]) <= last and (evaluation or _is_iteration(row)):
-                        rows.append(row)
+    rows: list[dict[str, Any]] = []
+    for row in _whole_rows(path):
+        with suppress(
+            KeyError, ValueError, TypeError
+        ):  # neither an iteration's row nor an evaluation's
+            evaluation = bool(row.get(HELD_OUT))  # between iterations
+            if int(row[STEP]) <= last and (evaluation or _is_iteration(row)):
+                rows.append(row)
     return rows
 
 

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 from stable_baselines3.common.logger import configure
 
-from agents.training.logs import read_metrics
+from agents.training.folder import PROGRESS
+from agents.training.logs import continue_log, read_metrics
 
 
 def test_numbers_are_numbers(tmp_path: Path) -> None:
@@ -31,3 +34,14 @@ def test_row_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"steps": 128, "loss": 0.5}]
     path.write_text("steps,lo")
     assert read_metrics(path) == []
+
+
+def test_a_cut_row_is_none_however_the_columns_stand(tmp_path: Path) -> None:
+    """SB3 orders new columns as it likes: what is left of a row may look like an evaluation's."""
+    path = tmp_path / PROGRESS
+    header = "eval/mean_reward,time/total_timesteps,time/iterations,time/time_elapsed\n"
+    whole = header + "0.25,0,,\n,128,1,3\n"
+    path.write_text(whole + "1,12")  # of 128
+    model = SimpleNamespace(num_timesteps=256, set_logger=lambda logger: logger.close())
+    assert continue_log(cast("Any", model), tmp_path, tensorboard=False) == 3
+    assert path.read_text() == whole
