@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--agent", action="append", default=[], help="module:Class, an algorithm of your own"
     )
     group.addoption("--env", action="append", default=[], help="the environment; default: all")
-    group.addoption("--tokens", type=int, default=8192, help="what each agent trains on")
+    group.addoption("--tokens", type=int, help="what each agent trains on; default: 8192")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -113,6 +113,6 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
 
 def _whole(config: pytest.Config) -> bool:
     """Return whether the session is all of the suite at its full size."""
-    options = ("keyword", "markexpr", "--small", "--rounds", "--agent", "--env")
+    options = ("keyword", "markexpr", "--small", "--rounds", "--agent", "--env", "--tokens")
     chosen = any("::" in arg or arg.endswith(".py") for arg in config.args)
     return not chosen and not any(config.getoption(option) for option in options)

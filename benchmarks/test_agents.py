@@ -21,6 +21,7 @@ from agents.training.registry import ALGORITHMS
 from benchmarks.training import SHARES, Training, train
 from textenvs.registration import task_ids
 
+TOKENS = 8192
 SMALL: dict[str, Any] = {"timesteps": 64, "num_envs": 8, "warm_start": 0, "eval_examples": 2}
 
 
@@ -40,7 +41,7 @@ def test_training(
     pytestconfig: pytest.Config,
     small: bool,
 ) -> None:
-    tokens: int = pytestconfig.getoption("--tokens")
+    tokens: int = pytestconfig.getoption("--tokens") or TOKENS
     spec = RunSpec(env, algo=algo, num_envs=32, eval_examples=128, device="cpu")
     spec = replace(spec, timesteps=max(1, int(tokens * SHARES.get(spec.env_id, 1))))
     if small:

@@ -202,17 +202,19 @@ class TransformerAlgorithm(Recorded):
 
     def _text_defaults(self, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return `text_defaults`, with the learning rate for the kind of model."""
-        model = policy_kwargs.get("model", "tiny")
+        defaults = dict(self.text_defaults)
+        model, rate = policy_kwargs.get("model", "tiny"), defaults.get("learning_rate")
         kind = model_kind(model, policy_kwargs.get("peft_config"))
-        rate = self.text_defaults.get("learning_rate")
         if kind in self.learning_rates:
-            rate = LinearSchedule(self.learning_rates[kind], 0.0, 1.0)
+            defaults["learning_rate"] = LinearSchedule(self.learning_rates[kind], 0.0, 1.0)
         elif isinstance(rate, LinearSchedule):
             # The wider a layer is, the more a step of Adam's changes what it computes (Yang et al.,
             # "Tensor Programs V", 2022).
             share = min(1.0, TINY_WIDTH / getattr(model, "hidden_size", TINY_WIDTH))
-            rate = LinearSchedule(share * rate.start, share * rate.end, rate.end_fraction)
-        return {**self.text_defaults, **({} if rate is None else {"learning_rate": rate})}
+            defaults["learning_rate"] = LinearSchedule(
+                share * rate.start, share * rate.end, rate.end_fraction
+            )
+        return defaults
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let `help` show SB3's arguments with ours, and SB3's policies have ours beside them."""

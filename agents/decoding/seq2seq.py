@@ -31,7 +31,7 @@ class EncoderDecoder(Protocol):
         ...
 
     def encode(self, tokens: th.Tensor, lengths: th.Tensor) -> th.Tensor:
-        """Return what the encoder makes (n, width, hidden) of prompts padded on the right."""
+        """Return what the encoder makes (n, width, hidden) of prompts, the same ones once."""
         ...
 
     def decode(
@@ -64,10 +64,10 @@ class RowPositions(nn.Module):
         """Return the embeddings (n, q, hidden)."""
         count = int(self.positions.max()) + 1
         first: Any = th.Size((1, count))
-        if isinstance(
-            tokens, th.Tensor
-        ):  # Some layers know padding by its id, and do not count it.
-            first = tokens.new_full((1, count), int(getattr(self.embedding, "padding_idx", 0) == 0))
+        if isinstance(tokens, th.Tensor):
+            # Some layers know padding by its id, and do not count it.
+            some = int(getattr(self.embedding, "padding_idx", 0) == 0)
+            first = tokens.new_full((1, count), some)
         table = self.embedding(first)
         return cast("th.Tensor", table.reshape(count, -1)[self.positions])
 
@@ -114,10 +114,10 @@ class _Memory:
         longest: The most tokens that a row reads.
         column: The last one that was written.
         starts: (rows,) the column of each row's first token.
+        sources: (rows,) how many prompt tokens were encoded.
         keys: Of the decoder's own tokens, by layer.
         values: Likewise.
         cross: Keys and values of what was encoded, (rows, heads, width, head size) each.
-        sources: (rows,) how many prompt tokens they are of.
         seen: The last observation.
     """
 
@@ -126,10 +126,10 @@ class _Memory:
     longest: int
     column: int
     starts: Tokens
+    sources: Tokens
     keys: list[th.Tensor] = field(default_factory=list)
     values: list[th.Tensor] = field(default_factory=list)
     cross: DynamicCache = field(default_factory=DynamicCache)
-    sources: Tokens = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     seen: dict[str, Tokens] = field(default_factory=dict)
 
     @property
@@ -139,10 +139,8 @@ class _Memory:
 
     def goes_on(self, observation: Observation) -> npt.NDArray[np.bool_]:
         """Return which rows (rows,) have the same prompt, and one token more, than before."""
-        if (
-            any(self.seen[key].shape != observation[key].shape for key in self.seen)
-            or not self.seen
-        ):
+        # The budget is that of the memory; prompts may be padded to another width.
+        if not self.seen or self.seen["prompt"].shape != observation["prompt"].shape:
             return np.zeros(self.rows, dtype=np.bool_)
         before, lengths = self.seen["response"], self.seen["response_length"]
         kept = np.arange(before.shape[1]) < lengths
@@ -152,11 +150,12 @@ class _Memory:
             same &= (observation[key] == self.seen[key]).all(axis=1)
         return cast("npt.NDArray[np.bool_]", same)
 
-    def advance(self, longest: int) -> None:
-        """Go to the next column; the last `longest` ones are moved to the front if none is left."""
+    def advance(self) -> None:
+        """Go to the next column; the last ones are moved to the front if none is left."""
         self.column += 1
         if self.column < self.capacity:
             return
+        longest = self.longest
         by = self.column - longest
         for layer in (*self.keys, *self.values):
             layer[:, :, :longest] = layer[:, :, by : self.column].clone()
@@ -181,7 +180,8 @@ class Seq2SeqDecoder:
 
     Args:
         model: Whose weights are watched.
-        halves: What computes.
+        head: What makes logits of its hidden states.
+        halves: What computes these.
         prefix: The tokens that the decoder reads before a response.
         prefill_tokens: How many tokens a forward reads that computes prompts.
     """
@@ -189,10 +189,12 @@ class Seq2SeqDecoder:
     def __init__(
         self,
         model: nn.Module,
+        head: nn.Module,
         halves: EncoderDecoder,
         prefix: Sequence[int],
         prefill_tokens: int,
     ) -> None:
+        self.head = head
         self._halves = (halves,)  # no copy of a model copies it with this
         self._prefix = np.array(prefix, dtype=np.int64)
         self._prefill_tokens = prefill_tokens
@@ -236,7 +238,7 @@ class Seq2SeqDecoder:
 
     def _next(self, memory: _Memory, observation: Observation) -> th.Tensor:
         goes_on = memory.goes_on(observation)
-        memory.advance(memory.longest)
+        memory.advance()
         new = np.flatnonzero(~goes_on)
         filled = self._fill(memory, observation, new) if len(new) else None
         if filled is not None and len(new) == memory.rows:
@@ -250,8 +252,6 @@ class Seq2SeqDecoder:
         self, memory: _Memory, observation: Observation, rows: npt.NDArray[np.intp]
     ) -> th.Tensor:
         """Encode prompts, and read what was said to them; return the last hidden states."""
-        if not len(memory.sources):
-            memory.sources = np.zeros(memory.rows, dtype=np.int64)
         sizes = observation["prompt_length"][rows, 0] + memory.longest
         found: dict[int, th.Tensor] = {}
         for some in chunks(sizes, self._prefill_tokens):
@@ -264,7 +264,7 @@ class Seq2SeqDecoder:
     ) -> th.Tensor:
         device = self._device
         prompts, lengths = observation["prompt"][rows], observation["prompt_length"][rows, 0]
-        source, source_lengths = th.as_tensor(prompts[:, : lengths.max()], device=device), None
+        source = th.as_tensor(prompts[:, : lengths.max()], device=device)
         source_lengths = th.as_tensor(lengths, device=device)
         encoded = self._halves[0].encode(source, source_lengths)
         tokens, starts = _left_padded(self._prefix, observation, rows)
@@ -367,7 +367,8 @@ class Seq2SeqDecoder:
             memory = None
         if memory is None or (memory.rows, memory.longest) != (rows, longest):
             start = longest - 1  # what the first rows have said already comes before
-            memory = _Memory(version, rows, longest, start, np.full(rows, start, dtype=np.int64))
+            starts, sources = np.full(rows, start), np.zeros(rows, dtype=np.int64)
+            memory = _Memory(version, rows, longest, start, starts, sources)
             self._memories[scope] = memory
         return memory
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from agents.models.lora import adapter_folder
+from textenvs.text.loading import model_is_seq2seq
 
 ModelSpec = str | Path | PretrainedConfig
 # What is trained: weights that were drawn at random, somebody's, or an adapter beside them.
@@ -119,11 +120,7 @@ def is_seq2seq(model: ModelSpec) -> bool:
         return bool(model.is_encoder_decoder)
     if str(model) in ("tiny", "copy") or adapter_folder(model) is not None:
         return False
-    try:
-        config = AutoConfig.from_pretrained(str(model), trust_remote_code=False)
-    except Exception:  # Whoever loads it says what is wrong.
-        return False
-    return bool(config.is_encoder_decoder)
+    return model_is_seq2seq(str(model))
 
 
 def _loader(config: PretrainedConfig) -> Any:

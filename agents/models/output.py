@@ -7,11 +7,7 @@ from typing import Any, cast
 import torch as th
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    ModelOutput,
-    Seq2SeqModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput
 
 from agents.compat import children_of, with_children
 
@@ -36,7 +32,7 @@ class WholeHead(nn.Module):
         """Return the logits (n, vocabulary) of hidden states (n, hidden)."""
         inputs: dict[str, Any] = {"inputs_embeds": hidden[None]}
         if self._decodes:
-            encoded = _Encoded(last_hidden_state=cast("Any", hidden[None, :1]))
+            encoded = _HiddenAlone(last_hidden_state=cast("Any", hidden[None, :1]))
             inputs = {"decoder_inputs_embeds": hidden[None], "encoder_outputs": encoded}
         return cast("th.Tensor", self.model(**inputs, use_cache=False).logits[0])
 
@@ -62,22 +58,15 @@ class _Given(nn.Module):
         inputs_embeds: th.Tensor | None = None,
         decoder_inputs_embeds: th.Tensor | None = None,
         **kwargs: Any,
-    ) -> ModelOutput:
+    ) -> BaseModelOutput:
         """Return the hidden states."""
         if decoder_inputs_embeds is not None:
             inputs_embeds = decoder_inputs_embeds
         return _HiddenAlone(last_hidden_state=cast("Any", inputs_embeds))
 
 
-class _HiddenAlone(Seq2SeqModelOutput):
+class _HiddenAlone(BaseModelOutput):
     """Last hidden states; whatever else a model asks for, there is none."""
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-class _Encoded(BaseModelOutput):
-    """Likewise, of an encoder."""
 
     def __getattr__(self, name: str) -> None:
         return None

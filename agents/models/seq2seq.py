@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -124,12 +125,20 @@ class Seq2SeqBackbone(Backbone):
         return WholeHead(self.model)
 
     def encode(self, tokens: th.Tensor, lengths: th.Tensor) -> th.Tensor:
-        """Return what the encoder makes (n, width, hidden) of prompts padded on the right."""
+        """Return what the encoder makes (n, width, hidden) of prompts, the same ones once.
+
+        Args:
+            tokens: (n, width) the prompts, padded on the right.
+            lengths: (n,) how many tokens each of them has.
+        """
+        keys = th.cat([lengths[:, None].to(tokens.dtype), tokens], dim=1)
+        distinct, where = th.unique(keys, dim=0, return_inverse=True)
+        tokens, lengths = distinct[:, 1:], distinct[:, 0]
         with self._recomputing(), self._autocasting(tokens.device):
             output = self.model.get_encoder()(
                 input_ids=tokens, attention_mask=_real(tokens, lengths)
             )
-        return cast("th.Tensor", output.last_hidden_state)
+        return cast("th.Tensor", output.last_hidden_state)[where]
 
     def decode(
         self,
@@ -170,14 +179,11 @@ class Seq2SeqBackbone(Backbone):
         return cast("th.Tensor", output.last_hidden_state).to(self.model.dtype)
 
     def hidden_states(self, batch: SequenceBatch) -> th.Tensor:
-        """Return the hidden states (actions, hidden) that actions were chosen from, row by row.
-
-        A prompt that several sequences answer is encoded once.
-        """
+        """Return the hidden states (actions, hidden) that actions were chosen from, row by row."""
         if th.is_grad_enabled():
             self.clear_cache()  # An update needs the memory, and changes the weights.
         assert batch.source is not None and batch.source_lengths is not None
-        encoded = self._encode_distinct(batch.source, batch.source_lengths)
+        encoded = self.encode(batch.source, batch.source_lengths)
         hidden = self.decode(batch.tokens, encoded, batch.source_lengths)
         return hidden[batch.action_positions]
 
@@ -204,11 +210,17 @@ class Seq2SeqBackbone(Backbone):
                 return self.last_hidden(observation)
         return self.decoder.next_hidden(observation, scope).clone()
 
+    def next_logits(self, hidden: th.Tensor) -> th.Tensor:
+        """Return what `logits` gives, by a head that is made once."""
+        return cast("th.Tensor", self.decoder.head(hidden))
+
     @property
     def decoder(self) -> Seq2SeqDecoder:
         """What rollouts run the model by."""
         if self._decoder is None:
-            self._decoder = Seq2SeqDecoder(self.model, self, self.prefix, self.prefill_tokens)
+            self._decoder = Seq2SeqDecoder(
+                self.model, self.head, self, self.prefix, self.prefill_tokens
+            )
         return self._decoder
 
     def start_rollout(self, steps: int) -> None:
@@ -243,12 +255,6 @@ class Seq2SeqBackbone(Backbone):
     def _autocasting(self, device: th.device) -> AbstractContextManager[Any]:
         return th.autocast(device.type, self.autocast, enabled=self.autocast is not None)
 
-    def _encode_distinct(self, source: th.Tensor, lengths: th.Tensor) -> th.Tensor:
-        """Return what the encoder makes of prompts, each different one computed once."""
-        keys = th.cat([lengths[:, None].to(source.dtype), source], dim=1)
-        distinct, where = th.unique(keys, dim=0, return_inverse=True)
-        return self.encode(distinct[:, 1:], distinct[:, 0])[where]
-
     def _last_hidden(self, observation: Observation, rows: npt.NDArray[np.intp]) -> th.Tensor:
         prompts, lengths = observation["prompt"][rows], observation["prompt_length"][rows, 0]
         said = observation["response_length"][rows, 0]
@@ -256,7 +262,7 @@ class Seq2SeqBackbone(Backbone):
         response = observation["response"][rows][:, : said.max()]
         arrays = (prompts[:, : lengths.max()], lengths, np.hstack([prefix, response]), said)
         source, sizes, tokens, count = (th.as_tensor(array, device=self.device) for array in arrays)
-        encoded = self._encode_distinct(source, sizes)
+        encoded = self.encode(source, sizes)
         hidden = self.decode(tokens, encoded, sizes)
         last = len(self.prefix) - 1 + count
         return hidden[th.arange(len(rows), device=self.device), last]
@@ -284,7 +290,7 @@ class Seq2SeqBackbone(Backbone):
         }
         one_by_one = [{k: v[i : i + 1] for k, v in rows.items()} for i in range(3)]
         alone = th.cat([self._last_hidden(row, np.arange(1)) for row in one_by_one])
-        reason = why_not(lambda: self._last_hidden(rows, np.arange(3)), alone)
+        reason = why_not(partial(self._last_hidden, rows, np.arange(3)), alone)
         if reason is not None:
             raise ValueError(
                 f"{name} computes a row otherwise when others are beside it ({reason}), which is "
@@ -295,7 +301,7 @@ class Seq2SeqBackbone(Backbone):
         expected = self.model(input_ids=source, decoder_input_ids=tokens, use_cache=False).logits[0]
         encoded = self.encode(source, th.tensor([source.shape[1]]))
         hidden = self.decode(tokens, encoded, th.tensor([source.shape[1]]))[0]
-        reason = why_not(lambda: self.logits(hidden), expected)
+        reason = why_not(partial(self.logits, hidden), expected)
         if reason is not None:
             raise ValueError(
                 f"{name} makes its logits of more than its last hidden states ({reason}), which is "
@@ -321,10 +327,8 @@ class Seq2SeqBackbone(Backbone):
             # Some begin late: their rows are as long as others were before.
             said = np.maximum(0, step - np.resize([0, 1], (rows, 1)))
             observation = {**fixed, "response_length": said}
-            reason = reason or why_not(
-                lambda seen=observation: self.decoder.next_hidden(seen, "rollout"),  # type: ignore[misc]
-                self.last_hidden(observation),
-            )
+            ask = partial(self.decoder.next_hidden, observation, "rollout")
+            reason = reason or why_not(ask, self.last_hidden(observation))
         self._decoder = None
         return reason
 

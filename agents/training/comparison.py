@@ -209,10 +209,7 @@ def contestants(algos: Iterable[str], **options: Any) -> dict[str, RunSpec]:
         if name in found:
             raise ValueError(f"Two contestants are called {name!r}: leave one out, or rename it.")
         algo = own.get("algo", RunSpec.algo)
-        try:
-            missing = of_algorithms - set(keywords(algorithm_class(algo)))
-        except ValueError as error:
-            raise ValueError(f"Each of algos {error}") from error
+        missing = of_algorithms - set(keywords(algorithm_class(algo, "Each of algos")))
         common = {k: v for k, v in options.items() if k not in missing}
         used |= common.keys()
         found[name] = RunSpec(**{**common, **own})

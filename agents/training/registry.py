@@ -25,24 +25,27 @@ ALGORITHMS = {
 }
 
 
-def algorithm_class(name: str) -> type[Any]:
+def algorithm_class(name: str, called: str = "algo") -> type[Any]:
     """Return an algorithm's class.
 
     Args:
         name: One of `ALGORITHMS`, or "package.module:Class" for one of your own.
+        called: What a message calls the option.
 
     Raises:
-        ValueError: If there is no such class; the message goes on from the name of the option.
+        ValueError: If there is no such class.
     """
     if name not in ALGORITHMS and ":" not in name:
         known = ", ".join(ALGORITHMS)
-        raise ValueError(f"must be one of {known}, or package.module:Class, not {name!r}.")
+        raise ValueError(f"{called} must be one of {known}, or package.module:Class, not {name!r}.")
     try:
         found = load_object(ALGORITHMS.get(name, name))
     except ValueError as error:
-        raise ValueError(f"is {name!r}, which there is not. {error}") from error
+        raise ValueError(f"{called} is {name!r}, which there is not. {error}") from error
     if not (isinstance(found, type) and {"policy", "env"} <= {*keywords(found)}):
-        raise ValueError(f"is {name!r}, which is no algorithm: it takes no policy and env.")
+        raise ValueError(
+            f"{called} is {name!r}, which is no algorithm: it takes no policy and env."
+        )
     return found
 
 

@@ -139,10 +139,7 @@ class RunSpec(RunOptions):
         Raises:
             ValueError: If there is none of this name.
         """
-        try:
-            return algorithm_class(self.algo)
-        except ValueError as error:
-            raise ValueError(f"{self.spell('algo')} {error}") from error
+        return algorithm_class(self.algo, self.spell("algo"))
 
     @property
     def resolved_group_size(self) -> int:

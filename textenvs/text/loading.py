@@ -88,7 +88,7 @@ def model_is_seq2seq(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> 
         config = AutoConfig.from_pretrained(
             name, local_files_only=not by_name, trust_remote_code=False
         )
-    except (OSError, ValueError):
+    except Exception:  # Whoever loads the model says what is wrong with it.
         return False
     return bool(config.is_encoder_decoder)
 
