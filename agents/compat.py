@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 
@@ -103,6 +104,18 @@ def without_layers(cache: Cache) -> None:
     a causal mask of these. The parent's layers grow by appending, which ragged rows cannot.
     """
     cache.layers = []
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """Return what makes a model's hidden states, without its head; transformers 5.17, 5.23."""
+    found = model.base_model, model.get_decoder(), getattr(model, "model", None)
+    return next(trunk for trunk in found if trunk is not None and trunk is not model)
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """Return what a model calls the cache that it is given; transformers 5.17, 5.23."""
+    names = signature(trunk_of(model).forward).parameters
+    return "past_key_values" if "past_key_values" in names else "cache_params"
 
 
 def attention_of(config: PretrainedConfig) -> str:

@@ -15,7 +15,8 @@ import torch as th
 from torch import nn
 from transformers import PreTrainedModel
 
-from agents.compat import using_attention
+from agents.compat import cache_name, trunk_of, using_attention
+from agents.decoding.layer_masks import LayerMasks, ModelMask, keeps_states
 from agents.decoding.prefix_cache import PREFILL_TOKENS, PrefixCache
 from agents.decoding.prepacked import DecodeModel, Product, fastest_product
 from agents.decoding.programs import Programs
@@ -42,10 +43,14 @@ class Decoder:
             Shapes are then few, and memory for the longest sequences is held throughout.
         positions: The most tokens of a sequence.
         prefill_tokens: How many tokens a forward reads that computes prompts; see `PrefixCache`.
+        own_masks: See below.
 
     Attributes:
         caches: What is remembered in each scope.
         compiled: See above.
+        own_masks: Whether the model is told which keys rows have, (rows, keys), and makes its masks
+            itself: some make the distances between tokens of that. It has to be found out whether
+            the model needs it. Rows that do not go on are then read from the first token on.
         share_from: From how many common keys on steps read these once for all rows that have them;
             None: never. It has to be found out whether the model can; programs do not.
         prepacked: Whether the decode model is what runs.
@@ -60,11 +65,17 @@ class Decoder:
         compiled: bool = False,
         positions: int = 0,
         prefill_tokens: int = PREFILL_TOKENS,
+        own_masks: bool = False,
     ) -> None:
         self.caches: dict[Scope, PrefixCache] = {}
         self.compiled = compiled
         self.share_from: int | None = None
         self.prepacked = False
+        self.own_masks = own_masks
+        config = model.config.get_text_config()
+        self._masks = LayerMasks(config)
+        self._stateful = keeps_states(config)
+        self._cache_name = cache_name(model)
         self._model = model
         self._autocast = autocast
         self._positions = positions
@@ -74,7 +85,7 @@ class Decoder:
         self._copied: object = None  # the version of the weights that the copies are of
         self._made_for: tuple[th.device, th.dtype] | None = None
         self._products: list[Product] = []
-        self._own: Modules = (model.base_model, head)
+        self._own: Modules = (trunk_of(model), head)
         self._decode_models: Modules = self._own
         self._trunk, self._head = self._own
         self._key_values: dict[Hashable, KeyValues] = {}  # of programs
@@ -170,12 +181,13 @@ class Decoder:
             cache: Where keys and values go and come from.
             shared: What the rows have in common.
         """
+        told: ModelMask | None = None
         if mask is not None:
-            # To be added to the scores: SDPA would make it of a boolean one in each layer anew,
-            # and other attentions take no boolean one.
             dtype = self._autocast or self._model.dtype
-            mask = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, th.finfo(dtype).min)
-        inputs = (tokens, positions, mask, cache)
+            told = self._masks.of(mask, positions, dtype)
+            if self.own_masks:
+                told = mask[:, 0, -1].long()
+        inputs = (tokens, positions, told, cache)
         if shared is not None:
             with using_attention(self._model.config, SHARED_ATTENTION):
                 return self._run(*inputs, shared=shared)
@@ -227,7 +239,14 @@ class Decoder:
                 rows, version, self._prefill_tokens, key_values, self._positions, compiled=True
             )
         else:
-            made = PrefixCache(rows, version, self._prefill_tokens, share_from=self.share_from)
+            made = PrefixCache(
+                rows,
+                version,
+                self._prefill_tokens,
+                share_from=self.share_from,
+                own_masks=self.own_masks,
+                stateful=self._stateful,
+            )
         self.caches[scope] = made
         return made
 
@@ -235,7 +254,7 @@ class Decoder:
         self,
         tokens: th.Tensor,
         positions: th.Tensor,
-        mask: th.Tensor | None,
+        mask: ModelMask | None,
         cache: RowCache,
         **options: Any,
     ) -> th.Tensor:
@@ -244,8 +263,8 @@ class Decoder:
                 input_ids=tokens,
                 position_ids=positions,
                 attention_mask=mask,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_name: cache},
                 **options,
             )
         return cast("th.Tensor", output.last_hidden_state).float()

@@ -149,6 +149,7 @@ class Packing:
             self.sizes.append(sum(own))
         self._places = th.as_tensor(np.concatenate(places), device=device)
         self.actions = th.as_tensor(index[asked], device=device)
+        self._windows: dict[tuple[int, int, int], th.Tensor] = {}
 
     @property
     def is_full(self) -> bool:
@@ -159,6 +160,19 @@ class Packing:
     def positions(self) -> th.Tensor:
         """Each token's position in its sequence, (1, tokens)."""
         return cast("th.Tensor", self._places % self._width)[None]
+
+    def window(self, width: int, keys: int, size: int) -> th.Tensor:
+        """Return which of so many keys are seen through a window by the last `width` of them.
+
+        Returns:
+            Boolean (1, 1, width, keys)
+        """
+        shape = width, keys, size
+        if shape not in self._windows:
+            at = np.arange(keys - width, keys)[:, None]
+            seen = (np.arange(keys) <= at) & (np.arange(keys) > at - size)
+            self._windows[shape] = th.as_tensor(seen[None, None], device=self._places.device)
+        return self._windows[shape]
 
     def row(self, batch: th.Tensor) -> th.Tensor:
         """Return what belongs to the tokens, (1, tokens), of a batch (sequences, width)."""
@@ -241,19 +255,28 @@ def packed_attention(
     key: th.Tensor,
     value: th.Tensor,
     attention_mask: th.Tensor | None,
-    packing: Packing,
+    packing: Packing | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[th.Tensor, None]:
     """Attend within sequences to what comes before; see `transformers.AttentionInterface`."""
+    if packing is None:
+        raise ValueError(f"{type(module).__name__} is not told which sequences there are")
     outputs = []
     rows = [tensor.split(packing.sizes, dim=2) for tensor in (query, key, value)]
     whole = len(packing.groups)
     for group, q, k, v in zip(packing.groups, *(row[:whole] for row in rows), strict=True):
         batch = group.pad(q), group.pad(k), group.pad(v)
-        outputs.append(group.pack(causal_attention(module, *batch, **kwargs)))
+        seen, length = None, group.real.shape[1]
+        if sliding_window is not None and sliding_window < length:
+            seen = packing.window(length, length, sliding_window)
+        outputs.append(group.pack(causal_attention(module, *batch, seen=seen, **kwargs)))
     for branches, q, k, v in zip(packing.branches, *(row[whole:] for row in rows), strict=True):
         batch = branches.own.pad(q), branches.keys(key, k), branches.keys(value, v)
-        attended = causal_attention(module, *batch, seen=branches.seen, **kwargs)
+        seen, (length, keys) = branches.seen, branches.seen.shape[2:]
+        if sliding_window is not None and sliding_window < keys:
+            seen = packing.window(length, keys, sliding_window)
+        attended = causal_attention(module, *batch, seen=seen, **kwargs)
         outputs.append(branches.own.pack(attended))
     return th.cat(outputs, dim=1), None
 

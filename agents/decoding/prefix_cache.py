@@ -34,7 +34,7 @@ PREFILL_TOKENS = 2**14
 # Numbers of a mask of such a forward, which has as many for each token as the longest row is long.
 MASK_NUMBERS = 2**24
 
-# Runs the model: (input_ids, position_ids, attention mask, cache, what rows have in common) ->
+# Runs the model: (input_ids, position_ids, which keys are seen, cache, what rows have in common) ->
 # hidden states (n, q, hidden). Without a mask, a token sees the forward's own tokens up to itself.
 Forward = Callable[
     [th.Tensor, th.Tensor, th.Tensor | None, RowCache, SharedPrefix | None], th.Tensor
@@ -52,6 +52,9 @@ class PrefixCache:
         capacity: The positions to make room for at once. 0: it grows with the rows.
         compiled: Whether the model is compiled, so that shapes have to be few.
         share_from: From how many keys on a step reads once what rows have in common. None: never.
+        own_masks: Whether the model makes its masks itself; see `Decoder`.
+        stateful: Whether layers remember states, which are of all that was read: rows that do not
+            go on are read from the first token on, and without padding.
 
     Attributes:
         steps: How many steps it has computed.
@@ -67,6 +70,8 @@ class PrefixCache:
         capacity: int = 0,
         compiled: bool = False,
         share_from: int | None = None,
+        own_masks: bool = False,
+        stateful: bool = False,
     ) -> None:
         self.rows = rows
         self.weights = weights
@@ -76,6 +81,8 @@ class PrefixCache:
         self._share_from = share_from
         self._prefill_tokens = prefill_tokens
         self._compiled = compiled
+        self._own_masks = own_masks
+        self._stateful = stateful
         self._capacity = _rounded(capacity + 1, ALLOCATION_STEP)
         self._seen: dict[str, Tokens] = {}
         self._versions: Tokens | None = None
@@ -113,7 +120,8 @@ class PrefixCache:
         width = min(_rounded(longest, ALLOCATION_STEP if self._compiled else 1), self._capacity)
         mask = th.arange(width, device=device)[None, :] <= position
         first = 0 if self.shared is None else self.shared.length
-        cache = RowCache(self.key_values, (self.rows, self._capacity), None, position, width, first)
+        shape = self.rows, self._capacity
+        cache = RowCache(self.key_values, shape, None, position, width, first, self._own_masks)
         hidden = forward(token, position, mask[:, None, None, :], cache, self.shared)
         self.steps += 1
         self._remember(observation, others)
@@ -159,7 +167,11 @@ class PrefixCache:
         """
         tokens, lengths = join_tokens(observation, rows)
         until = lengths - 1
-        known = np.minimum(self._known(tokens, lengths, rows), until)
+        known = np.zeros_like(until)
+        if self._stateful:
+            self.key_values.clear_states(th.as_tensor(rows))
+        elif not self._own_masks:
+            known = np.minimum(self._known(tokens, lengths, rows), until)
         if _mask_numbers(known, until) > MASK_NUMBERS:
             known[known < until // 2] = 0  # to read a little twice takes less than a mask
         copies = _copies(tokens, known, until)
@@ -178,8 +190,10 @@ class PrefixCache:
         missing = until - known
         some = np.flatnonzero(missing)
         groups = [some]
+        if self._stateful:
+            groups = [some[missing[some] == length] for length in np.unique(missing[some])]
         too_much = len(some) * int(missing.max()) > self._prefill_tokens
-        if too_much or _mask_numbers(known[some], until[some]) > MASK_NUMBERS:
+        if known.any() and (too_much or _mask_numbers(known[some], until[some]) > MASK_NUMBERS):
             # Rows of which nothing is known need no mask.
             groups = [some[known[some] == 0], some[known[some] > 0]]
         for group in groups:

@@ -39,8 +39,8 @@ class SharedPrefix:
     """
 
     length: int
-    keys: list[th.Tensor]
-    values: list[th.Tensor]
+    keys: dict[int, th.Tensor]
+    values: dict[int, th.Tensor]
     places: th.Tensor
     largest: int
 
@@ -58,10 +58,10 @@ class SharedPrefix:
         roots, groups, counts = np.unique(sources, return_inverse=True, return_counts=True)
         if len(sources) < LEAST_ROWS * len(roots):
             return None
-        device = key_values.keys[0].device
+        device = next(iter(key_values.keys.values())).device
         of = th.as_tensor(roots, device=device)
         keys, values = (
-            [layer[of, :, :length].contiguous() for layer in layers]
+            {i: layer[of, :, :length].contiguous() for i, layer in layers.items()}
             for layers in (key_values.keys, key_values.values)
         )
         places = _places(groups, int(counts.max()))
@@ -77,7 +77,7 @@ class SharedPrefix:
     def by_group(self, rows: th.Tensor) -> th.Tensor:
         """Return (groups, heads, largest x width, size) of (rows, heads, width, size)."""
         _, heads, width, size = rows.shape
-        groups = len(self.keys[0])
+        groups = len(next(iter(self.keys.values())))
         spread = rows.new_zeros(groups * self.largest, heads, width, size)
         spread[self.places] = rows
         spread = spread.view(groups, self.largest, heads, width, size).transpose(1, 2)
@@ -108,6 +108,7 @@ def shared_attention(
     attention_mask: th.Tensor | None,
     shared: SharedPrefix,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[th.Tensor, None]:
     """Attend to common keys and to each row's own; see `transformers.AttentionInterface`.
@@ -120,6 +121,7 @@ def shared_attention(
         attention_mask: (rows, 1, 1, positions), to be added to the scores of all positions.
         shared: What the rows have in common.
         scaling: What scores are multiplied by. None: one by the root of the size.
+        sliding_window: How many keys a query sees. None: all.
         kwargs: Ignored.
     """
     layer = layer_of(module)
@@ -130,13 +132,16 @@ def shared_attention(
     width = grouped.shape[2]
     common = shared.by_group(grouped) @ shared.keys[layer].transpose(2, 3)
     own = grouped @ key.transpose(2, 3)
+    common = shared.by_row(common, width)
     if attention_mask is not None:
         own = own + attention_mask[..., shared.length :]
-    weights = th.cat([shared.by_row(common, width), own], dim=-1)
+        if sliding_window is not None:
+            common = common + attention_mask[..., : shared.length]
+    weights = th.cat([common, own], dim=-1)
     weights = weights.softmax(dim=-1, dtype=th.float32).to(value.dtype)
     common = shared.by_group(weights[..., : shared.length]) @ shared.values[layer]
     attended = shared.by_row(common, width) + weights[..., shared.length :] @ value
-    return attended.reshape(rows, 1, heads, size), None
+    return attended.reshape(rows, 1, heads, value.shape[-1]), None
 
 
 AttentionInterface.register(ATTENTION, shared_attention)

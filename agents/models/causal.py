@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch as th
 from transformers import PretrainedConfig
 
-from agents.compat import using_attention
+from agents.compat import trunk_of, using_attention
 from agents.decoding.decoder import Decoder
 from agents.decoding.packing import ATTENTION, Packing, ends
 from agents.decoding.prefix_cache import PREFILL_TOKENS
@@ -105,12 +105,12 @@ class CausalBackbone(Backbone):
         self.autocast: th.dtype | None = None
         self.compiled = False
         self._checkpointed: list[th.nn.Module] = []
-        self.linear_head = True
+        self.linear_head, self.own_masks = True, False
         with th.no_grad():
             first = self.trunk(input_ids=th.zeros(1, 1, dtype=th.long), use_cache=False)
         self.hidden_size = first.shape[-1]
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
-        self.capabilities = probe(self)
+        self.capabilities = probe(self, max_tokens)
         self.autocast, self.compiled, self._decoder = autocast, compiled, None
         if gradient_checkpointing:
             self._checkpointed = checkpoint_layers(self.model)
@@ -130,7 +130,7 @@ class CausalBackbone(Backbone):
             recomputing(self._checkpointed, gradients),
             th.autocast(device, self.autocast, enabled=self.autocast is not None),
         ):
-            output = self.model.base_model(**inputs)
+            output = trunk_of(self.model)(**inputs)
         return cast("th.Tensor", output.last_hidden_state).float()
 
     def hidden_states(self, batch: SequenceBatch) -> th.Tensor:
@@ -241,6 +241,7 @@ class CausalBackbone(Backbone):
                 compiled=self.compiled,
                 positions=self.max_tokens,
                 prefill_tokens=self.prefill_tokens,
+                own_masks=self.own_masks,
             )
             if self.capabilities.shares is None:
                 self._decoder.share_from = LEAST_KEYS

@@ -153,17 +153,8 @@ def longest_sequence(config: PretrainedConfig) -> tuple[float, str]:
                     "longest row of a batch, so that what is cached for the others would be wrong",
                 )
             )
-    if positions is not None:
+    if positions is not None and positions > 0:
         limits.append((positions, f"the model has only {positions} positions"))
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True):
-        limits.append(
-            (
-                window,
-                f"the model attends to a sliding window of {window} tokens, and only full "
-                "attention is supported",
-            )
-        )
     return min(limits, key=lambda limit: limit[0])
 
 
@@ -176,7 +167,7 @@ def check_sizes(
     cannot be emitted, and must not be read.
 
     Raises:
-        ValueError: If its vocabulary, its positions or its window are too small.
+        ValueError: If its vocabulary or its positions are too small.
     """
     rows = rows_of(model)
     if eos_token_id is not None and eos_token_id >= rows:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch as th
 
-from agents.compat import adapter_config_file
+from agents.compat import adapter_config_file, trunk_of
+from agents.decoding.layer_masks import keeps_states
+from agents.decoding.prepacked import LINEAR
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 else:
     AdapterSpec = Any
 
+# Linear layers of recurrent ones whose weights are read past the layer, so that an adapter of
+# theirs would do nothing.
+STATE_LAYERS = ("out_proj", "dt_proj", "conv1d")
+
 
 class Adapter:
     """A LoRA adapter inside a model, whose layers it replaces in place.
@@ -31,7 +37,8 @@ class Adapter:
     Args:
         model: The model; only the adapter's parameters are trainable from now on.
         spec: A `peft.LoraConfig`, or its arguments, e.g. `{"r": 16}`; or the folder of an adapter
-            that `peft` has saved, which is trained on.
+            that `peft` has saved, which is trained on. Without `target_modules` these are `peft`'s
+            for the kind of model, or all linear layers but the head, see `linear_layers`.
         base: The name or path that the model was loaded from. None: it was not.
 
     Attributes:
@@ -49,6 +56,7 @@ class Adapter:
     ) -> None:
         try:
             from peft import LoraConfig, PeftModel, get_peft_model
+            from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
         except ImportError as error:
             raise ImportError(
                 'LoRA needs the package peft: install the extra, pip install "textenvs[lora]".'
@@ -78,6 +86,9 @@ class Adapter:
             self.config = copy.deepcopy(spec)
             own = copy.deepcopy(spec)
             own.base_model_name_or_path = None  # peft takes the model's
+            if own.target_modules is None and not own.target_parameters:
+                kind = model.config.model_type
+                own.target_modules = list(TARGETS.get(kind, ())) or linear_layers(model)
             self._peft_model = cast("PeftModel", get_peft_model(model, own))
         self._peft_model.eval()
         self._in_place = True
@@ -120,6 +131,23 @@ class Adapter:
 
     def _trained(self) -> dict[str, th.nn.Parameter]:
         return {n: p for n, p in self._peft_model.named_parameters() if p.requires_grad}
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Return the names of a model's linear layers, its head left out, that an adapter works in.
+
+    What is derived from a linear layer, such as a router, may return something else.
+    """
+    trunk = trunk_of(model)
+    left_out: tuple[str, ...] = ()
+    if keeps_states(model.config.get_text_config()):
+        left_out = STATE_LAYERS
+    inside = {id(module) for module in trunk.modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) in LINEAR and id(module) in inside and not name.endswith(left_out)
+    ]
 
 
 def adapter_folder(model: str | Path) -> tuple[Path, str] | None:

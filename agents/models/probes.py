@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import ceil, log2, sqrt
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch as th
@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from agents.compat import attention_of
 from agents.decoding.decoder import Decoder
+from agents.decoding.layer_masks import keeps_states
 from agents.decoding.tokens import Observation
 from agents.models.backbone import Capabilities
 from agents.models.layout import SequenceBatch
@@ -27,8 +28,28 @@ LOGITS = 20.0
 # Initial weights are often so small that a model attends to all positions alike, and a wrong
 # position would not show. A layer's output is made about so many times as large as its input.
 GAIN = 1.5
+# What configs call the number of tokens that some layers see back, and what it is while a model is
+# tried: less than what it reads then.
+WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
+SHORT = 2
 # What has been found out, by kind of model.
-_TRIED: dict[Hashable, tuple[bool, Capabilities]] = {}
+_TRIED: dict[Hashable, Tried] = {}
+
+
+class Tried(NamedTuple):
+    """What has been found out.
+
+    Args:
+        linear_head: Whether logits are a linear layer of hidden states.
+        own_masks: Whether the model makes its masks itself; see `Decoder`.
+        capabilities: What it can do.
+        window: What the layers see back that could not be made shorter to be tried.
+    """
+
+    linear_head: bool
+    own_masks: bool
+    capabilities: Capabilities
+    window: int | None
 
 
 class Probed(Protocol):
@@ -36,6 +57,7 @@ class Probed(Protocol):
 
     model: PreTrainedModel
     linear_head: bool
+    own_masks: bool
 
     @property
     def decoder(self) -> Decoder:
@@ -63,12 +85,16 @@ class Probed(Protocol):
         ...
 
 
-def probe(backbone: Probed) -> Capabilities:
+def probe(backbone: Probed, max_tokens: int) -> Capabilities:
     """Return what a model can do, and warn if it cannot be cached.
 
     It finds out, too, whether the model's logits are a linear layer of its last hidden states, and
-    sets `linear_head` to that; if they are not, the model's own forward makes them. A process tries
-    models of one kind once.
+    sets `linear_head` to that; if they are not, the model's own forward makes them. Likewise
+    `own_masks`. A process tries models of one kind once.
+
+    Args:
+        backbone: The model.
+        max_tokens: The longest sequence that it will see.
 
     Raises:
         ValueError: If the model reads what comes after a token, or its logits are made of more
@@ -77,7 +103,11 @@ def probe(backbone: Probed) -> Capabilities:
     kind = kind_of(backbone.model)
     if kind not in _TRIED:
         _TRIED[kind] = _try(backbone)
-    backbone.linear_head, capabilities = _TRIED[kind]
+    backbone.linear_head, backbone.own_masks, capabilities, window = _TRIED[kind]
+    if window is not None and window < max_tokens:
+        reason = "its window cannot be tried, and is shorter than sequences may be"
+        found = vars(capabilities).items()
+        capabilities = Capabilities(**{name: own or reason for name, own in found})
     if capabilities.caches is not None:
         warnings.warn(
             f"{type(backbone.model).__name__} cannot go on from the keys and values of rows of "
@@ -95,10 +125,10 @@ def kind_of(model: PreTrainedModel) -> Hashable:
     return *code, model.config.to_json_string(use_diff=False), attention_of(model.config)
 
 
-def _try(backbone: Probed) -> tuple[bool, Capabilities]:
-    """Return whether logits are a linear layer of hidden states, and what a model can do."""
+def _try(backbone: Probed) -> Tried:
+    """Find out what a model can do."""
     name = type(backbone.model).__name__
-    with realistic_weights(backbone.model), th.no_grad():
+    with realistic_weights(backbone.model), th.no_grad(), short_windows(backbone) as window:
         reason = why_not_causal(backbone)
         if reason is not None:
             raise ValueError(
@@ -116,8 +146,12 @@ def _try(backbone: Probed) -> tuple[bool, Capabilities]:
         packs = why_no_packing(backbone)
         shares = "it does not pack" if packs is not None else why_no_sharing(backbone)
         caches = why_no_cache(backbone)
-    compiles = None if caches is None else "only steps that go on from a cache are compiled"
-    return backbone.linear_head, Capabilities(caches, packs, compiles, shares)
+        backbone.decoder.own_masks = caches is not None
+        if caches is not None and why_no_cache(backbone) is None:
+            caches = None
+        own_masks = backbone.decoder.own_masks and caches is None
+    capabilities = Capabilities(caches, packs, why_no_programs(backbone, caches, own_masks), shares)
+    return Tried(backbone.linear_head, own_masks, capabilities, window)
 
 
 def why_not_causal(backbone: Probed) -> str | None:
@@ -161,8 +195,19 @@ def why_no_cache(backbone: Probed) -> str | None:
     return reason
 
 
+def why_no_programs(backbone: Probed, caches: str | None, own_masks: bool) -> str | None:
+    """Return why the steps of a model are not compiled."""
+    if caches is not None:
+        return "only steps that go on from a cache are compiled"
+    if keeps_states(backbone.model.config.get_text_config()):
+        return "its layers remember states"
+    return "it makes its masks itself" if own_masks else None
+
+
 def why_no_packing(backbone: Probed) -> str | None:
     """Return why a model cannot compute sequences in one row without padding."""
+    if keeps_states(backbone.model.config.get_text_config()):
+        return "its layers remember states of all that is in a row"
     attention = attention_of(backbone.model.config)
     if attention != "sdpa":
         return f"its attention is {attention!r}, and only 'sdpa' is packed"
@@ -199,6 +244,36 @@ def _why_no_common_keys(backbone: Probed) -> str | None:
         reason = reason or why_not(ask, backbone.last_hidden(observation))
     backbone.decoder.clear()
     return reason
+
+
+@contextmanager
+def short_windows(backbone: Probed) -> Iterator[int | None]:
+    """Let layers that see a number of tokens back see few, so that what is tried is longer.
+
+    Yields:
+        The number of tokens that it is nevertheless, or None: layers do as they are told, or see
+        all tokens.
+    """
+    config = backbone.model.config.get_text_config()
+    places: list[tuple[Any, str, int]] = []
+    for name in WINDOWS:
+        length = getattr(config, name, None)
+        if isinstance(length, int) and length > SHORT:
+            owners = [config, *backbone.model.modules()]
+            places += [
+                (owner, name, length) for owner in owners if getattr(owner, name, None) == length
+            ]
+    tokens = th.arange(4 * SHORT)[None] % 2
+    usual = backbone.trunk(input_ids=tokens, use_cache=False)
+    for owner, name, _ in places:
+        setattr(owner, name, SHORT)
+    try:
+        shortened = backbone.trunk(input_ids=tokens, use_cache=False)
+        obeyed = not places or _difference(shortened, usual) is not None
+        yield None if obeyed else min(length for _, _, length in places)
+    finally:
+        for owner, name, length in places:
+            setattr(owner, name, length)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 
 from agents.compat import children_of, with_children
+from agents.decoding.layer_masks import window_of
 from agents.decoding.prefix_cache import PREFILL_TOKENS
 from agents.decoding.seq2seq import RowPositions, Seq2SeqDecoder
 from agents.decoding.tokens import Observation, Scope, chunks
@@ -413,6 +414,17 @@ def _check_sizes(
             f"Responses may have {max_response} tokens, the first ones that the decoder reads "
             f"included, but {reason}: lower max_new_tokens."
         )
+    for what, most, half in (
+        ("Prompts", max_prompt, model.get_encoder()),
+        ("Responses", max_response, model.get_decoder()),
+    ):
+        window = window_of(cast("Any", half).config)
+        if window is not None and most > window:
+            raise ValueError(
+                f"{what} may have {most} tokens, but the model attends to a sliding window of "
+                f"{window} tokens there, and encoder-decoders are supported with full attention "
+                "only: lower max_prompt_tokens or max_new_tokens."
+            )
     own = getattr(model.config, "decoder_vocab_size", None)
     shared = getattr(model.config, "share_encoder_decoder_embeddings", True)
     if not shared or own not in (None, model.config.vocab_size):

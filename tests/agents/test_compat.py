@@ -8,30 +8,19 @@ import pytest
 import torch as th
 from transformers import (
     AutoModelForCausalLM,
-    BloomConfig,
     CohereConfig,
-    FalconConfig,
     Gemma2Config,
-    GemmaConfig,
-    GPT2Config,
     GPTNeoConfig,
-    GPTNeoXConfig,
     GraniteConfig,
-    LlamaConfig,
     LlamaForCausalLM,
-    MambaConfig,
     MistralConfig,
-    OPTConfig,
-    PhiConfig,
     PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-    StableLmConfig,
 )
 
 from agents import compat
 from agents.models.backbone import Capabilities
 from agents.models.causal import CausalBackbone
+from tests.agents.architectures import ARCHITECTURES
 
 VOCAB = 64
 SIZES: dict[str, Any] = {
@@ -46,28 +35,7 @@ SIZES: dict[str, Any] = {
 }
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
 
-# Whose keys and values are remembered and whose sequences are packed: to lose it is no warning.
-FULL: dict[str, PretrainedConfig] = {
-    "gpt2": GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None
-    ),
-    "llama": LlamaConfig(**GROUPED),
-    "mistral": MistralConfig(**GROUPED, sliding_window=None),
-    "qwen2": Qwen2Config(**GROUPED, use_sliding_window=False),
-    "qwen3": Qwen3Config(**GROUPED),
-    "gemma": GemmaConfig(**GROUPED),
-    "phi": PhiConfig(**SIZES),
-    "opt": OPTConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        word_embed_proj_dim=32,
-        ffn_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-    ),
-    "gpt_neox": GPTNeoXConfig(**SIZES),
-}
+FULL = {"gpt2": "GPT-2", "llama": "Llama, SmolLM", "opt": "OPT"}
 
 
 def backbone(config: PretrainedConfig, **options: Any) -> CausalBackbone:
@@ -76,56 +44,26 @@ def backbone(config: PretrainedConfig, **options: Any) -> CausalBackbone:
         return CausalBackbone(config, VOCAB, 64, **options)
 
 
-@pytest.mark.parametrize("name", list(FULL))
-def test_every_architecture_that_is_claimed_caches_and_packs(name: str) -> None:
-    assert backbone(FULL[name]).capabilities == Capabilities()
-
-
-# Whose attention is told nothing of what a model was given.
-CACHED: dict[str, PretrainedConfig] = {
-    "falcon": FalconConfig(
-        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
-    ),
-    "stablelm": StableLmConfig(**SIZES, num_key_value_heads=4),
-}
-
-
-@pytest.mark.parametrize("name", list(CACHED))
-def test_architectures_that_cache_but_do_not_pack(name: str) -> None:
-    capabilities = backbone(CACHED[name]).capabilities
-    assert capabilities.caches is None and capabilities.compiles is None
-    assert str(capabilities.packs).startswith("TypeError: ")
-
-
-NOT_CACHED: dict[str, tuple[PretrainedConfig, str]] = {
-    "alibi": (BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=2), "ValueError: "),
-    "recurrent": (
-        MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2),
-        "RuntimeError: ",
-    ),
-    "local": (
-        GPTNeoConfig(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_layers=2,
-            num_heads=2,
-            attention_types=[[["global", "local"], 1]],
-            initializer_range=0.001,
-        ),
-        "the results differ by up to ",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", list(NOT_CACHED))
-def test_each_no_has_its_reason(name: str) -> None:
+@pytest.mark.parametrize("initializer_range", [0.02, 0.001])
+def test_a_window_that_cannot_be_tried_is_not_trusted(initializer_range: float) -> None:
     """Also at initial weights, which are too small for a wrong position to show by itself."""
-    config, reason = NOT_CACHED[name]
-    with pytest.warns(UserWarning, match=reason):
-        capabilities = backbone(config).capabilities
-    assert str(capabilities.caches).startswith(reason)
+    options: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2}
+    options |= {"num_heads": 2, "initializer_range": initializer_range}
+    options["attention_types"] = [[["global", "local"], 1]]
+    with pytest.warns(UserWarning, match="its window cannot be tried"):
+        capabilities = backbone(GPTNeoConfig(**options, window_size=63)).capabilities
+    assert "its window cannot be tried" in str(capabilities.caches)
     assert capabilities.packs == "its attention is 'eager', and only 'sdpa' is packed"
-    assert "cache" in str(capabilities.compiles)
+    long = backbone(GPTNeoConfig(**options, window_size=64))
+    assert long.capabilities.caches is None
+
+
+def test_a_window_is_left_as_it_was() -> None:
+    made = backbone(MistralConfig(**GROUPED, sliding_window=5))
+    assert made.capabilities == Capabilities() and made.config.sliding_window == 5
+    made = backbone(Gemma2Config(**GROUPED, sliding_window=5))
+    windows = [getattr(layer, "sliding_window", None) for layer in made.model.modules()]
+    assert [window for window in windows if window is not None] == [5]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +79,7 @@ def test_logits_that_are_changed_behind_the_head_show_at_initial_weights(
 ) -> None:
     made = backbone(config)
     assert not made.linear_head and made.capabilities.caches is None
-    assert all(backbone(FULL[name]).linear_head for name in FULL)
+    assert all(backbone(ARCHITECTURES[name]()).linear_head for name in FULL.values())
 
 
 def test_logits_that_are_made_of_more_than_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +92,12 @@ def test_logits_that_are_made_of_more_than_hidden_states(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", noisy)
     with pytest.raises(ValueError, match=r"makes its logits of more .*differ by up to"):
-        backbone(FULL["llama"])
+        backbone(ARCHITECTURES[FULL["llama"]]())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
 def test_probes_leave_no_trace(name: str) -> None:
-    config = FULL[name]
+    config = ARCHITECTURES[FULL[name]]()
     with th.random.fork_rng():
         th.manual_seed(0)
         plain = AutoModelForCausalLM.from_config(config).state_dict()
@@ -184,7 +122,7 @@ def test_prepacked_products_are_the_layers() -> None:
 
 
 def test_layers_that_are_checkpointed_are_found() -> None:
-    model = backbone(FULL["llama"]).model
+    model = backbone(ARCHITECTURES[FULL["llama"]]()).model
     assert len(compat.checkpointed_layers(model)) == 2
 
 

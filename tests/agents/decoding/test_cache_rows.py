@@ -84,7 +84,7 @@ def test_rows_that_are_kept_go_on_at_the_cost_of_a_step(
     backbone.next_hidden(Versioned(observed(prompts, responses), [1, 2, 3]))
     backbone.keep_rows(np.array(keep, dtype=np.intp))
     kept = backbone.decoder.caches["rollout"].key_values
-    assert {len(tensor) for tensor in (*kept.keys, *kept.values)} == {len(keep)}
+    assert {len(tensor) for tensor in (*kept.keys.values(), *kept.values.values())} == {len(keep)}
     counter = Counter(backbone)
     for token in (30, 31, 32) if keep else ():
         counter.tokens = 0
@@ -116,7 +116,7 @@ def test_cleared_caches_let_their_memory_go(backbone: CausalBackbone) -> None:
     for scope in scopes:
         backbone.next_hidden(ragged([[1, 2, 3], [4]]), scope)
         kept = backbone.decoder.caches[scope].key_values
-        held += [weakref.ref(tensor) for tensor in (*kept.keys, *kept.values)]
+        held += [weakref.ref(tensor) for tensor in (*kept.keys.values(), *kept.values.values())]
         del kept
     assert all(reference() is not None for reference in held)
     backbone.clear_cache()

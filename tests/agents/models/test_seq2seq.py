@@ -199,10 +199,11 @@ def test_what_is_refused_or_told() -> None:
     two = MarianConfig(**{**BART, "share_encoder_decoder_embeddings": False})
     with pytest.raises(ValueError, match="a vocabulary for prompts and another for responses"):
         Seq2SeqBackbone(two, VOCAB, PROMPT, RESPONSE)
-    windowed = FAMILIES["T5Gemma"]()
-    windowed.decoder.sliding_window = 5
-    with pytest.raises(ValueError, match="attends to a sliding window of 5 tokens"):
-        Seq2SeqBackbone(windowed, VOCAB, PROMPT, RESPONSE)
+    for half, what in (("encoder", "Prompts"), ("decoder", "Responses")):
+        windowed = FAMILIES["T5Gemma"]()
+        getattr(windowed, half).sliding_window = 5
+        with pytest.raises(ValueError, match=f"{what} may .*attends to a sliding window of 5 tok"):
+            Seq2SeqBackbone(windowed, VOCAB, PROMPT, RESPONSE)
     with pytest.raises(ValueError, match="has 98 tokens but the model reads only 97"):
         Seq2SeqBackbone(BartConfig(**BART), VOCAB + 1, PROMPT, RESPONSE)
 

@@ -1,0 +1,188 @@
+"""Each kind of model computes by its fast ways what it computes by the plain one."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch as th
+import transformers
+
+from agents.models.causal import CausalBackbone
+from agents.models.layout import SequenceBatch, Turn, sequences_of
+from agents.models.lora import Adapter
+from agents.models.probes import realistic_weights
+from tests.agents.architectures import ARCHITECTURES, LENGTH, VOCAB
+
+DOCS = Path(__file__).parents[3] / "docs" / "models.md"
+TESTED = transformers.__version__.startswith("5.23.")
+ROWS, STEPS, RESPONSE = 4, 18, 10
+# What may be drawn: config classes give some of the first ids a role.
+LEAST = 3
+
+
+class Episode(NamedTuple):
+    """Prompts and responses of an episode's turns, and the actions' log-probabilities."""
+
+    turns: list[tuple[Any, Any]]
+    log_probs: list[float]
+
+
+def build(name: str) -> CausalBackbone:
+    with th.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        th.manual_seed(0)
+        return CausalBackbone(ARCHITECTURES[name](), VOCAB, LENGTH)
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_every_way_to_compute_a_model_gives_the_same(name: str) -> None:
+    backbone = build(name)
+    # That nothing is missed for being tiny; gradients are wanted inside.
+    with realistic_weights(backbone.model), th.enable_grad():
+        episodes, error = play(backbone)
+        assert error < (1e-5 if name != "Zamba 2 (hybrid)" else 1e-4)
+        sequences = [
+            seq for episode in episodes for seq in sequences_of(backbone.layout, episode.turns)
+        ]
+        assert any(len(sequence) > 1 for sequence in sequences)  # of several turns
+        old = th.tensor([value for episode in episodes for value in episode.log_probs])
+        together, gradients = learn(backbone, [sequences])
+        one_by_one, plain = learn(backbone, [[sequence] for sequence in sequences])
+        assert ((together - old).exp() - 1).abs().max() < 1e-5
+        assert ((together - one_by_one).exp() - 1).abs().max() < 1e-5
+        scale = max(float(gradient.abs().max()) for gradient in plain)
+        for actual, expected in zip(gradients, plain, strict=True):
+            assert (actual - expected).abs().max() < 1e-5 * scale
+        tokens = th.tensor(backbone.layout.row(sequences[0]).tokens)[None].long()
+        with th.no_grad():
+            hidden = backbone.trunk(input_ids=tokens, use_cache=False)[0]
+            whole = backbone.model(input_ids=tokens, use_cache=False).logits[0]
+        th.testing.assert_close(backbone.logits(hidden), whole)
+    if TESTED:  # other versions can do less
+        assert row_of(name, backbone) in DOCS.read_text()
+
+
+def play(backbone: CausalBackbone) -> tuple[list[Episode], float]:
+    """Play ragged rows: some begin another episode in the middle, some go on with another turn.
+
+    Returns:
+        The episodes that ended, and how far cached hidden states were from computed ones.
+    """
+    random = np.random.default_rng(0)
+    prompts = [random.integers(LEAST, VOCAB, random.integers(1, 9)) for _ in range(ROWS)]
+    said: list[list[int]] = [[] for _ in range(ROWS)]
+    playing, ended = [Episode([], []) for _ in range(ROWS)], []
+    worst = 0.0
+    for _ in range(STEPS):
+        observation = observe(prompts, said)
+        with th.no_grad():
+            hidden = backbone.next_hidden(observation)
+            plain = backbone.last_hidden(observation)
+            log_probs = backbone.next_logits(hidden).log_softmax(-1)
+        worst = max(worst, float((hidden - plain).abs().max() / plain.abs().max()))
+        for i, action in enumerate(random.integers(LEAST, VOCAB, ROWS).tolist()):
+            playing[i].log_probs.append(float(log_probs[i, action]))
+            said[i].append(action)
+            if len(said[i]) < RESPONSE and random.random() > 0.25:
+                continue
+            playing[i].turns.append((prompts[i], np.array(said[i])))
+            user = random.integers(LEAST, VOCAB, random.integers(1, 9))
+            if random.random() < 0.5 and len(prompts[i]) + len(said[i]) + 9 <= LENGTH - RESPONSE:
+                user = np.concatenate([*playing[i].turns[-1], user])
+            else:
+                ended.append(playing[i])
+                playing[i] = Episode([], [])
+            prompts[i], said[i] = user, []
+    backbone.clear_cache()
+    return ended, worst
+
+
+def observe(prompts: list[Any], said: list[list[int]]) -> dict[str, Any]:
+    """Return what the policy gives to a backbone."""
+    observation = {}
+    for key, rows, width in (
+        ("prompt", prompts, LENGTH - RESPONSE),
+        ("response", said, RESPONSE),
+    ):
+        observation[key] = np.zeros((ROWS, width), dtype=np.int64)
+        observation[f"{key}_length"] = np.array([[len(row)] for row in rows])
+        for i, row in enumerate(rows):
+            observation[key][i, : len(row)] = row
+    return observation
+
+
+def learn(
+    backbone: CausalBackbone, parts: list[list[list[Turn]]]
+) -> tuple[th.Tensor, list[th.Tensor]]:
+    """Return the log-probabilities of sequences' actions, and the gradients of some loss."""
+    backbone.zero_grad()
+
+    def log_probs() -> Iterator[th.Tensor]:
+        for sequences in parts:
+            batch: SequenceBatch = backbone.layout.collate(
+                [backbone.layout.row(sequence) for sequence in sequences], 0, "cpu"
+            )
+            actions = [turn.actions for sequence in sequences for turn in sequence]
+            scores = backbone.logits(backbone.hidden_states(batch)).log_softmax(-1)
+            yield scores.gather(1, th.tensor(np.concatenate(actions))[:, None])[:, 0]
+
+    values = th.cat(list(log_probs()))
+    (values * th.linspace(-1, 1, len(values))).sum().backward()
+    return values.detach(), [
+        th.zeros_like(p) if p.grad is None else p.grad.clone() for p in backbone.parameters()
+    ]
+
+
+def row_of(name: str, backbone: CausalBackbone) -> str:
+    """Return a model's row in the table of the docs."""
+    can = vars(backbone.capabilities)
+    cells = ["no" if can[what] else "yes" for what in ("caches", "packs", "shares", "compiles")]
+    cells.append("yes" if takes_an_adapter(backbone) else "no")
+    why = [f"not {done}: {told(can[what])}" for what, done in DONE.items() if can[what]]
+    why = [reason for reason in why if not reason.endswith(FOLLOWS)]
+    return f"| {name} | {' | '.join(cells)} | {'; '.join(why)} |"
+
+
+# What follows from a "no" before.
+FOLLOWS = ("it does not pack", "only steps that go on from a cache are compiled")
+DONE = {"caches": "cached", "packs": "packed", "shares": "shared", "compiles": "compiled"}
+
+
+def told(reason: str) -> str:
+    """Return a reason without what differs from machine to machine."""
+    reason = re.sub(r"the results differ by up to .*", "it computes something else", reason)
+    reason = re.sub(r"^((?!Value)\w*Error): .*", r"it fails (\1)", reason, flags=re.DOTALL)
+    return reason.removeprefix("ValueError: ").split(" and is not")[0]
+
+
+def takes_an_adapter(backbone: CausalBackbone) -> bool:
+    """Return whether the model computes with a LoRA adapter, whose parameters alone are trained."""
+    tokens = th.arange(LEAST, LEAST + 6)[None]
+    before = backbone.trunk(input_ids=tokens, use_cache=False)
+    try:
+        Adapter(backbone.model, {"r": 2})
+    except ValueError:
+        return False
+    trained = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    th.testing.assert_close(backbone.trunk(input_ids=tokens, use_cache=False), before)
+    with th.no_grad():
+        for parameter in trained.values():
+            parameter.add_(0.1)
+    after = backbone.trunk(input_ids=tokens, use_cache=False)
+    after.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in trained.values())
+    return not th.allclose(after, before)
+
+
+def table() -> str:
+    """Return the table of the docs: python -c 'from ... import table; print(table())'."""
+    head = ["architecture", "cached", "packed", "prefixes shared", "compiled", "LoRA", "why not"]
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
+    return "\n".join([*lines, *(row_of(name, build(name)) for name in ARCHITECTURES)])
