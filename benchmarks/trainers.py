@@ -307,7 +307,7 @@ class TaskReward(th.nn.Module):
 
 def prompt_tokens(engine: TextEngine) -> list[list[int]]:
     """Return the prompts of a task's examples as token ids."""
-    texts = (engine.task.prompt(example) for example in engine.examples)
+    texts = (str(engine.task.prompt(example)) for example in engine.examples)
     return [ids.tolist() for ids in engine.codec.encode_prompts(texts)]
 
 

@@ -23,7 +23,7 @@ CONVERSATIONS = 500
 def texts(task: Task) -> Iterator[str]:
     """Yield what is read and written in a task, as a model meets it."""
     for example in task.examples("train"):
-        yield task.prompt(example)
+        yield str(task.prompt(example))
         yield from (f" {reference}" for reference in example.references)
     yield from (f" {choice}" for choice in task.choices or ())
     if task.max_turns > 1:

@@ -21,7 +21,13 @@ ORDER = {
         *({"training"}, {"reports"}, {"tuning"}, {"cli"}),
     ],
     "textenvs": [
-        *({"task", "spaces", "importing"}, {"registration"}, {"text", "data"}, {"constraints"}),
+        *(
+            {"messages"},
+            {"task", "spaces", "importing"},
+            {"registration"},
+            {"text", "data"},
+            {"constraints"},
+        ),
         *({"rewards"}, {"envs", "tasks"}, {"wrappers", "checks"}),
     ],
 }

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from textenvs.messages import Message, are_messages, check_messages
+
 SPLITS = ("train", "validation", "test")
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -25,17 +27,25 @@ class Example:
         references: Texts that a good response resembles; may be empty. A single text is the only
             one of them.
         data: Whatever else the task needs (a label, a user's hidden goal), by name.
+        history: The messages of a chat before the prompt, such as a system prompt. Messages as the
+            prompt, {"role": ..., "content": ...} each, are these and, the last one, the prompt.
 
     Raises:
         TypeError: If the prompt or a reference is no text, or the data have no names.
+        ValueError: If messages are none, or the last one is no user's.
     """
 
     prompt: str
     references: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what would only fail, or silently score nothing, when it is drawn."""
+        if are_messages(self.prompt):
+            *before, last = check_messages(self.prompt)
+            object.__setattr__(self, "prompt", last["content"])
+            object.__setattr__(self, "history", (*self.history, *before))
         single = isinstance(self.references, str) or not isinstance(self.references, Iterable)
         references: tuple[Any, ...] = (self.references,) if single else tuple(self.references)
         if not isinstance(self.prompt, str) or not all(isinstance(r, str) for r in references):
@@ -137,6 +147,8 @@ class Task:
         template: The text around the prompt, "Review: {prompt} Label:", in which names in
             braces are the prompt and what else is in `Example.data`. None: the prompt alone.
             `gym.make(..., template=...)` overrides it.
+        system_prompt: What a chat begins with, unless an example's own begins with another, or
+            None. `gym.make(..., system_prompt=...)` overrides it.
         score_every_turn: Whether `score` is called after each turn of a conversation or only after
             the last one.
         success_score: The least score of the last turn that makes an episode a success, or None:
@@ -153,6 +165,7 @@ class Task:
     max_turns: int = 1
     choices: Sequence[str] | None = None
     template: str | None = None
+    system_prompt: str | None = None
     score_every_turn: bool = False
     success_score: float | None = None
     slow_score: bool = False
@@ -170,11 +183,13 @@ class Task:
             "pass dataset=..., or override Task.examples."
         )
 
-    def prompt(self, example: Example) -> str:
+    def prompt(self, example: Example) -> str | Sequence[Message]:
         """Return the text that the agent is given: the example's prompt in the template.
 
         Special tokens are meant as such where this method writes them, and as text where they are
-        in the example. In a conversation it is written as `format_turn` does.
+        in the example. In a conversation it is written as `format_turn` does; where a chat template
+        writes it, that is left out, and the text is the user's message, behind the example's
+        history. A task that is played with a chat template may return all messages instead.
 
         Raises:
             ValueError: If the template names something that the example does not have.

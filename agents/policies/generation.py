@@ -100,7 +100,7 @@ def _respond(
 
 def _fitting(codec: TextCodec, texts: Sequence[str], longest: float) -> list[TokenIds]:
     """Return prompts as tokens, none of more than `longest`; a special token in front is kept."""
-    prompts = [codec.encode_prompt(codec.as_text(text)) for text in texts]
+    prompts = [codec.encode_prompt(_rendered(codec, text)) for text in texts]
     long = [i for i, prompt in enumerate(prompts) if len(prompt) > longest]
     if long:
         warnings.warn(
@@ -114,6 +114,12 @@ def _fitting(codec: TextCodec, texts: Sequence[str], longest: float) -> list[Tok
         rest = len(prompts[i]) - int(longest) + special
         prompts[i] = np.concatenate([prompts[i][:special], prompts[i][rest:]])
     return prompts
+
+
+def _rendered(codec: TextCodec, text: str) -> str:
+    """Return a user's text as the model reads it."""
+    said = codec.as_text(text)
+    return said if codec.chat is None else codec.chat.prompt([{"role": "user", "content": said}])
 
 
 def _budget(policy: BackbonePolicy, key: str) -> int:

@@ -161,6 +161,7 @@ class RunSpec(RunOptions):
             split = "shuffled(train)[90%:]" if held_out else "shuffled(train)[:90%]"
         given: dict[str, Any] = {
             "template": self.template,
+            "system_prompt": self.system_prompt,
             "choices": tuple(strings(self.choices, self.spell("choices"))),
             "observe": list(strings(self.observe, self.spell("observe"))),
         }
@@ -169,8 +170,11 @@ class RunSpec(RunOptions):
         else:
             given["group_size"] = self.resolved_group_size if self.resolved_group_size > 1 else None
             given["sampling"] = self.sampling if self.sampling != "random" else None
+        if self.chat_template != "auto":
+            switches = {"true": True, "false": False}
+            given["chat_template"] = switches.get(self.chat_template, self.chat_template)
         return {
-            **{name: value for name, value in given.items() if value},
+            **{name: value for name, value in given.items() if value or value is False},
             "split": split,
             "tokenizer": self.tokenizer or (None if self.model == "tiny" else self.model),
             "dataset": (self.eval_dataset if held_out else None) or self.dataset,

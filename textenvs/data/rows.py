@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
 
+from textenvs.messages import are_messages, check_messages
 from textenvs.task import Example, Task
 
 
@@ -66,9 +67,15 @@ def as_example(
                 f"{repr(close[0]) if close else '...'}}}."
             )
     prompt, references = values.pop("prompt", ""), values.pop("references", ())
-    if not isinstance(prompt, str):
+    if are_messages(prompt):
+        try:
+            check_messages(prompt)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    elif not isinstance(prompt, str):
         raise ValueError(
-            f"{where}: the prompt must be text, but it is a {type(prompt).__name__} ({prompt!r})."
+            f"{where}: the prompt must be text or a list of messages, but it is a "
+            f"{type(prompt).__name__} ({prompt!r})."
         )
     if isinstance(references, (str, bytes, Mapping)) or not isinstance(references, Iterable):
         references = (references,)

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from textenvs.data.sources import load_examples, splits_of
-from textenvs.envs.prompts import Side, check_cue, fit_prompts, render_prompts
+from textenvs.envs.prompts import Prompt, Side, check_cue, fit_prompts, render_prompts
 from textenvs.rewards import RewardTerm, check_example, check_references
 from textenvs.spaces import TokenSpace
 from textenvs.task import Example, Task, Turn
@@ -32,7 +32,7 @@ class EncodedTask:
         codec: How its texts become tokens.
         split: The split that the examples are of.
         examples: The examples.
-        texts: Each example's prompt as the agent reads it.
+        starts: Each example's prompt as the agent reads it.
         prompts: The token ids of these, none longer than `max_prompt_tokens`.
         max_prompt_tokens: The prompt budget in tokens.
         max_new_tokens: The response budget of a turn in tokens.
@@ -43,7 +43,7 @@ class EncodedTask:
     codec: TextCodec
     split: str
     examples: Sequence[Example]
-    texts: Sequence[str]
+    starts: Sequence[Prompt]
     prompts: Sequence[TokenIds]
     max_prompt_tokens: int
     max_new_tokens: int
@@ -84,8 +84,9 @@ class EncodedTask:
         """
         before: str | None = None  # A choice is the same tokens whatever it follows.
         if self.choices is None:
-            later = len(turns) > 1
-            before = self.task.format_reply(turns[-1].text) if later else self.texts[example]
+            later = len(turns) > 1 and self.codec.chat is None
+            before = self.starts[example].text
+            before = self.task.format_reply(turns[-1].text) if later else before
         ids = self.codec.encode_response(text, before)
         return ids[: self.max_new_tokens]
 
@@ -163,7 +164,7 @@ def encode_task(
     if dataset is not None:
         check = partial(check_example, task, terms)
     examples = load_examples(task, dataset, fields, split, check)
-    check_cue(task, examples[0])
+    check_cue(task, codec, examples[0])
     choices = _choice_tokens(task, codec)
     new_tokens: int = _budget(
         "max_new_tokens",
@@ -177,9 +178,10 @@ def encode_task(
     if size is None:
         others = _other_splits(task, dataset, fields, split)
         splits = [rendered, *(render_prompts(task, codec, other) for other in others)]
-        size = _longest(codec, splits) + (task.max_turns - 1) * (new_tokens + reply)
-    texts, prompts = fit_prompts(task, codec, examples, rendered, size, truncate_prompt)
-    return EncodedTask(task, codec, split, examples, texts, prompts, size, new_tokens, choices)
+        around = 0 if codec.chat is None else len(codec.encode_reply(codec.chat.between))
+        size = _longest(codec, splits) + (task.max_turns - 1) * (new_tokens + reply + around)
+    starts, prompts = fit_prompts(task, codec, examples, rendered, size, truncate_prompt)
+    return EncodedTask(task, codec, split, examples, starts, prompts, size, new_tokens, choices)
 
 
 def _budget(name: str, given: int | None, default: Any) -> Any:
@@ -203,9 +205,10 @@ def _other_splits(
     return found
 
 
-def _longest(codec: TextCodec, splits: Sequence[Sequence[str]]) -> int:
+def _longest(codec: TextCodec, splits: Sequence[Sequence[Prompt]]) -> int:
     """Return the length of the longest prompt of any split, in tokens."""
-    return max(len(ids) for texts in splits for ids in codec.encode_prompts(texts))
+    texts = ([prompt.text for prompt in prompts] for prompts in splits)
+    return max(len(ids) for some in texts for ids in codec.encode_prompts(some))
 
 
 def _choice_tokens(task: Task, codec: TextCodec) -> tuple[tuple[int, ...], ...] | None:

@@ -18,7 +18,6 @@ from textenvs.data.preparation import prepare_task
 from textenvs.data.sampler import ExampleSampler, Sampling
 from textenvs.envs.encoding import encode_task
 from textenvs.envs.observations import Observation, Observations
-from textenvs.envs.prompts import first_turn
 from textenvs.envs.slots import Slots
 from textenvs.envs.state import check_fits
 from textenvs.envs.turns import check_ids, end_turn, rests_of_turns
@@ -60,6 +59,9 @@ class TextEngine:
             budget is not given. None: 32.
         stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
             in the tokenizer's folder has.
+        chat_template: Whether a chat template writes prompts and replies. "auto": where the
+            tokenizer has one; True; False; else a Jinja template, or a file that holds one.
+        system_prompt: What a chat begins with. None: the task's, if it has one.
         sampling: Which example is played next: "random", or "epoch", each once before any again.
         group_size: So many neighbouring slots play the same examples in the same order.
 
@@ -93,12 +95,20 @@ class TextEngine:
         truncate_prompt: Literal["left", "right"] | None = None,
         reply_tokens: int | None = None,
         stop: str | int | Sequence[str | int] | None = None,
+        chat_template: bool | str | Path = "auto",
+        system_prompt: str | None = None,
         sampling: Sampling = "random",
         group_size: int = 1,
     ) -> None:
         source = {"dataset": dataset, "fields": fields, "split": split}
-        self.task = prepare_task(load_task(task), **source, choices=choices, template=template)
-        self.codec = codec_of(tokenizer, stop)
+        self.task = prepare_task(
+            load_task(task),
+            **source,
+            choices=choices,
+            template=template,
+            system_prompt=system_prompt,
+        )
+        self.codec = codec_of(tokenizer, stop, chat_template)
         self.terms = resolve_rewards(reward, self.task)
         self.observed = resolve_observed(observe, self.task, self.terms)
         self._encoded = encode_task(
@@ -226,7 +236,7 @@ class TextEngine:
                 f"{self.split!r}, but it is {example}."
             )
         self._slots.examples[slot] = example
-        self.turns[slot] = (Turn("user", first_turn(self.task, self._encoded.texts[example])),)
+        self.turns[slot] = (Turn("user", self._encoded.starts[example].said),)
         self._slots.set_prompt(slot, self._encoded.prompts[example])
 
     def draw_from_the_first(self, slots: Iterable[int]) -> None:

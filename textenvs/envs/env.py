@@ -71,6 +71,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
             budget is not given. None: 32.
         stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
             in the tokenizer's folder has.
+        chat_template: Whether a chat template writes prompts and replies. "auto": where the
+            tokenizer has one; True; False; else a Jinja template, or a file that holds one.
+        system_prompt: What a chat begins with. None: the task's, if it has one.
         sampling: Which example is played next: "random", by the environment's generator, or
             "epoch", each once before any is played again.
         render_mode: "ansi" (text), "human" (written to the terminal as it goes), or None.
@@ -97,6 +100,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         truncate_prompt: Literal["left", "right"] | None = None,
         reply_tokens: int | None = None,
         stop: str | int | Sequence[str | int] | None = None,
+        chat_template: bool | str | Path = "auto",
+        system_prompt: str | None = None,
         sampling: Sampling = "random",
         render_mode: str | None = None,
         **unknown: Any,
@@ -127,6 +132,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
             truncate_prompt=truncate_prompt,
             reply_tokens=reply_tokens,
             stop=stop,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
             sampling=sampling,
         )
         self.observation_space: Any = self.engine.observation_space

@@ -5,28 +5,96 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from textenvs.task import Example, Task
+from textenvs.messages import Message, check_messages
+from textenvs.task import Example, Task, Turn
+from textenvs.text.chat import ChatTemplate
 from textenvs.text.codec import TextCodec, TokenIds
 from textenvs.text.special import BREAK, in_texts
 
 Side = Literal["left", "right"]
+ROLES = {"user": "user", "agent": "assistant"}
 
 
-def render_prompts(task: Task, codec: TextCodec, examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return the texts to encode; special tokens in examples are broken, those around are not."""
-    texts = map(task.prompt, examples)
+class Prompt(NamedTuple):
+    """What the agent is given at the start of an episode.
+
+    Args:
+        text: The text to encode; see `shown`.
+        said: What of it is the first turn of the transcript.
+    """
+
+    text: str
+    said: str
+
+
+def render_prompts(task: Task, codec: TextCodec, examples: Sequence[Example]) -> tuple[Prompt, ...]:
+    """Return what to encode; special tokens in examples are broken, those around are not."""
+    if codec.chat is not None:
+        return tuple(_chat(task, codec, codec.chat, example) for example in examples)
+    texts = (prompt_text(task, example) for example in examples)
     # Examples are looked through only where their prompt has what could be of them.
-    return tuple(
-        task.prompt(_as_text(codec, example)) if codec.as_text.finds(text) else text
+    rendered = (
+        prompt_text(task, _as_text(codec, example)) if codec.as_text.finds(text) else text
         for text, example in zip(texts, examples, strict=True)
+    )
+    return tuple(Prompt(text, first_turn(task, shown(text))) for text in rendered)
+
+
+def prompt_text(task: Task, example: Example) -> str:
+    """Return the text of a prompt that no chat template renders.
+
+    Raises:
+        ValueError: If it consists of messages.
+    """
+    text = task.prompt(example)
+    if isinstance(text, str) and not example.history:
+        return text
+    raise ValueError(
+        "A prompt consists of messages, which need a chat template: use a tokenizer that has one "
+        "(gym.make(..., tokenizer=...)), or give one (chat_template='{% for message in messages "
+        "%}...'). Encoder-decoders read none."
     )
 
 
-def render_reply(task: Task, codec: TextCodec, reply: str) -> str:
-    """Return the text that continues a conversation, to be encoded likewise."""
-    return task.format_reply(codec.as_text(reply))
+def messages_of(task: Task, example: Example) -> list[Message]:
+    """Return the messages of an example's chat, up to the one that is to be answered."""
+    prompt = task.prompt(example)
+    if isinstance(prompt, str):
+        user: Message = {"role": "user", "content": first_turn(task, prompt)}
+        messages = [*example.history, user]
+    else:
+        messages = list(check_messages(prompt))
+    if task.system_prompt is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": task.system_prompt})
+    return messages
+
+
+def _chat(task: Task, codec: TextCodec, chat: ChatTemplate, example: Example) -> Prompt:
+    messages = messages_of(task, example)
+    if any(codec.as_text.finds(message["content"]) for message in messages):
+        messages = messages_of(task, _as_text(codec, example))
+    return Prompt(chat.prompt(messages), shown(messages[-1]["content"]))
+
+
+def render_reply(
+    task: Task, codec: TextCodec, example: Example, turns: Sequence[Turn], reply: str
+) -> str:
+    """Return the text that continues a conversation, to be encoded likewise.
+
+    Args:
+        task: The task.
+        codec: What renders chats.
+        example: What the conversation is about.
+        turns: The conversation so far, the agent's response last.
+        reply: The user's next turn.
+    """
+    if codec.chat is None:
+        return task.format_reply(codec.as_text(reply))
+    said = [{"role": ROLES[turn.role], "content": codec.as_text(turn.text)} for turn in turns[1:]]
+    messages = [*messages_of(task, _as_text(codec, example)), *said]
+    return codec.chat.continuation(messages, codec.as_text(reply))
 
 
 def shown(text: str) -> str:
@@ -52,18 +120,19 @@ def fit_prompts(
     task: Task,
     codec: TextCodec,
     examples: Sequence[Example],
-    texts: Sequence[str],
+    rendered: Sequence[Prompt],
     size: int,
     truncate: Side | None,
-) -> tuple[tuple[str, ...], tuple[TokenIds, ...]]:
+) -> tuple[tuple[Prompt, ...], tuple[TokenIds, ...]]:
     """Encode every example's rendered prompt; cut or refuse what is over the budget.
 
     Returns:
-        The texts as they are shown, and their token ids.
+        The prompts with their texts as they are shown, and their token ids.
 
     Raises:
         ValueError: If a prompt is too long and may not be cut, or is too long without its example.
     """
+    texts = [prompt.text for prompt in rendered]
     prompts = codec.encode_prompts(texts)
     _tell_of_special_tokens(texts)
     over = [i for i, ids in enumerate(prompts) if len(ids) > size]
@@ -75,20 +144,20 @@ def fit_prompts(
             "or say which side of the example's text to cut off with truncate_prompt='left' or "
             "'right'."
         )
-    fitting = dict(zip(range(len(texts)), zip(texts, prompts, strict=True), strict=True))
+    fitting = dict(enumerate(zip(rendered, prompts, strict=True)))
     for i in over:
         fitting[i] = _cut(task, codec, examples[i], size, truncate or "left")
     return (
-        tuple(shown(text) for text, _ in fitting.values()),
+        tuple(prompt._replace(text=shown(prompt.text)) for prompt, _ in fitting.values()),
         tuple(ids for _, ids in fitting.values()),
     )
 
 
-def check_cue(task: Task, example: Example) -> None:
+def check_cue(task: Task, codec: TextCodec, example: Example) -> None:
     """Warn where a conversation's first turn ends otherwise than its later ones."""
-    if task.max_turns == 1 or not example.prompt:
+    if task.max_turns == 1 or not example.prompt or codec.chat is not None:
         return
-    _, found, first = task.prompt(example).rpartition(example.prompt)
+    _, found, first = prompt_text(task, example).rpartition(example.prompt)
     _, known, later = task.format_reply(example.prompt).rpartition(example.prompt)
     if found and known and first != later:
         warnings.warn(
@@ -100,11 +169,12 @@ def check_cue(task: Task, example: Example) -> None:
 
 
 def _as_text(codec: TextCodec, example: Example) -> Example:
-    own = dict(example.data)
-    prompt, data = in_texts((example.prompt, own), codec.as_text)
-    if prompt == example.prompt and data == own:
+    own = example.prompt, dict(example.data), tuple(map(dict, example.history))
+    broken = in_texts(own, codec.as_text)
+    if broken == own:
         return example
-    return replace(example, prompt=prompt, data=data)
+    prompt, data, history = broken
+    return replace(example, prompt=prompt, data=data, history=history)
 
 
 def _tell_of_special_tokens(texts: Sequence[str]) -> None:
@@ -122,22 +192,22 @@ def _tell_of_special_tokens(texts: Sequence[str]) -> None:
 
 def _cut(
     task: Task, codec: TextCodec, example: Example, size: int, side: Side
-) -> tuple[str, TokenIds]:
+) -> tuple[Prompt, TokenIds]:
     """Keep as much of an example's text as fits the budget, inside what is around it."""
     text = example.prompt
     cuts = codec.cuts(text) if side == "right" else codec.cuts(text)[::-1]
 
-    def rendered(kept: int) -> tuple[str, TokenIds]:
+    def rendered(kept: int) -> tuple[Prompt, TokenIds]:
         part = text[: cuts[kept]] if side == "right" else text[cuts[kept] :]
         (whole,) = render_prompts(task, codec, [replace(example, prompt=part)])
-        return whole, codec.encode_prompt(whole)
+        return whole, codec.encode_prompt(whole.text)
 
     fitting = rendered(0)
     if len(fitting[1]) > size:
         raise ValueError(
             f"max_prompt_tokens={size} is too few: what {type(task).__name__}.prompt puts around "
             f"an example's text takes {len(fitting[1])} tokens by itself, as in "
-            f"{shown(fitting[0])[:80]!r}."
+            f"{shown(fitting[0].text)[:80]!r}."
         )
     fits, over = 0, len(cuts) - 1
     while over - fits > 1:

@@ -55,6 +55,9 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             budget is not given. None: 32.
         stop: Texts and token ids that end a turn, besides EOS and what the generation_config.json
             in the tokenizer's folder has.
+        chat_template: Whether a chat template writes prompts and replies. "auto": where the
+            tokenizer has one; True; False; else a Jinja template, or a file that holds one.
+        system_prompt: What a chat begins with. None: the task's, if it has one.
         sampling: Which example a slot plays next. "random": any, by the slot's own generator.
             "epoch": slot i of N takes the examples i, i + N, ... of one permutation after the
             other, so that each is played once before any is played again, as far as slots go on at
@@ -85,6 +88,8 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         truncate_prompt: Literal["left", "right"] | None = None,
         reply_tokens: int | None = None,
         stop: str | int | Sequence[str | int] | None = None,
+        chat_template: bool | str | Path = "auto",
+        system_prompt: str | None = None,
         sampling: Sampling = "random",
         group_size: int = 1,
         render_mode: str | None = None,
@@ -117,6 +122,8 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
             truncate_prompt=truncate_prompt,
             reply_tokens=reply_tokens,
             stop=stop,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
             sampling=sampling,
             group_size=group_size,
         )

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from textenvs.messages import check_messages
 from textenvs.rewards.terms import RewardTerm
 from textenvs.task import Example, Task, Transcript, Turn
 
@@ -160,7 +161,9 @@ def try_terms(task: Task, terms: Iterable[RewardTerm], example: Example) -> None
         ValueError: If a term fails; see `raw_scores`.
     """
     response = next(iter((*example.references, *(task.choices or ()), "")))
-    turns = (Turn("user", task.prompt(example)), Turn("agent", response))
+    prompt = task.prompt(example)
+    said = prompt if isinstance(prompt, str) else check_messages(prompt)[-1]["content"]
+    turns = (Turn("user", said), Turn("agent", response))
     for term in terms:
         raw_scores(term, [Transcript(example, turns, response_tokens=1)])
 

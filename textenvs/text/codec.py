@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from textenvs.text.chat import chat_template_of
 from textenvs.text.loading import fingerprint, load_tokenizer, model_is_seq2seq, model_stop_ids
 from textenvs.text.pieces import PieceEncoder
 from textenvs.text.special import Breaker, special_ids, special_texts
@@ -40,12 +41,18 @@ class TextCodec:
         split_special_tokens: Whether the texts of examples and users are text alone, so that
             "<|eos|>" in one of them is read as seven characters. False: special tokens in them are
             meant as such, as in prompts that a chat template has rendered.
+        chat_template: Whether prompts are chats. "auto": if the tokenizer has a template and the
+            model is causal; True: by the tokenizer's own; False: no; else a Jinja template, or a
+            file that holds one.
 
     Attributes:
         tokenizer: The tokenizer.
         vocabulary_size: How many ids there are: `len(tokenizer)`, or more if its ids have gaps.
-        eos_token_id: The token that ends an encoded response.
-        stop_token_ids: All tokens that end a turn, EOS first.
+        chat_template: False, True, or the template, as it was found to be.
+        chat: What renders conversations, or None: prompts are text.
+        eos_token_id: The token that ends an encoded response: what the chat template ends a turn
+            with, else EOS.
+        stop_token_ids: All tokens that end a turn, this one first.
         stop_strings: All texts that end a turn.
         pad_token_id: The token that fills observations: the tokenizer's, or EOS for the many
             tokenizers that have no pad token.
@@ -64,6 +71,7 @@ class TextCodec:
         stop_strings: Iterable[str] = (),
         separator: str | None = None,
         split_special_tokens: bool = True,
+        chat_template: bool | str | Path = "auto",
     ) -> None:
         if convention is None:
             convention = "encoder" if model_is_seq2seq(tokenizer) else "causal"
@@ -75,11 +83,19 @@ class TextCodec:
         self.separator = separator
         self.split_special_tokens = split_special_tokens
         self.vocabulary_size = _vocabulary_size(self.tokenizer, fingerprint(self.tokenizer))
-        self.eos_token_id = int(cast("int", self.tokenizer.eos_token_id))
+        self._special_ids = special_ids(self.tokenizer)
+        self.chat = chat_template_of(self.tokenizer, chat_template, self.convention)
+        own = int(cast("int", self.tokenizer.eos_token_id))
+        self.eos_token_id = own
+        if self.chat is not None:
+            self.separator = self.chat.separator if separator is None else separator
+            end = self._pieces.continuation(self.chat.turn_end)
+            self.eos_token_id = end[0] if end and end[0] in self._special_ids else own
+        self.chat_template = self.chat is not None and (self.chat.template or True)
         pad = self.tokenizer.pad_token_id
-        self.pad_token_id = self.eos_token_id if pad is None else int(cast("int", pad))
+        self.pad_token_id = own if pad is None else int(cast("int", pad))
         models = [i for i in model_stop_ids(tokenizer) if 0 <= i < self.vocabulary_size]
-        stops = (self.eos_token_id, *map(int, stop_token_ids), *models)
+        stops = (self.eos_token_id, own, *map(int, stop_token_ids), *models)
         self.stop_token_ids = tuple(dict.fromkeys(stops))
         if not all(0 <= token < self.vocabulary_size for token in self.stop_token_ids):
             raise ValueError(
@@ -94,9 +110,8 @@ class TextCodec:
         specials = special_texts(self.tokenizer)
         self.as_text = Breaker(specials if split_special_tokens else ())
         ids = {*self.stop_token_ids, self.pad_token_id, self.tokenizer.bos_token_id} - {None}
-        own = set(self.tokenizer.convert_ids_to_tokens(list(cast("set[int]", ids))))
-        self._without_roles = Breaker(text for text in specials if text in own)
-        self._special_ids = special_ids(self.tokenizer)
+        roles = set(self.tokenizer.convert_ids_to_tokens(list(cast("set[int]", ids))))
+        self._without_roles = Breaker(text for text in specials if text in roles)
         self._given_back: dict[str, str] = {}
 
     def encode_prompts(self, texts: Iterable[str]) -> tuple[TokenIds, ...]:
@@ -233,11 +248,12 @@ class TextCodec:
 def codec_of(
     tokenizer: str | Path | PreTrainedTokenizerBase | TextCodec | None,
     stop: str | int | Sequence[str | int] | None,
+    chat_template: bool | str | Path = "auto",
 ) -> TextCodec:
     """Return the codec of a tokenizer whose turns end with these texts and tokens, too.
 
     Raises:
-        ValueError: If it is a codec already, and there are texts or tokens.
+        ValueError: If it is a codec already, and there are texts or tokens, or a template.
         TypeError: If they are something else.
     """
     if isinstance(tokenizer, TextCodec):
@@ -246,6 +262,8 @@ def codec_of(
                 "A TextCodec says by itself what ends a turn: give it stop_token_ids and "
                 f"stop_strings, and leave stop={stop!r} out."
             )
+        if chat_template != "auto":
+            raise ValueError("A TextCodec has a chat_template of its own: give it there.")
         return tokenizer
     stops = [] if stop is None else [stop] if isinstance(stop, (str, int)) else list(stop)
     wrong = [s for s in stops if isinstance(s, bool) or not isinstance(s, (str, int, np.integer))]
@@ -255,6 +273,7 @@ def codec_of(
         tokenizer,
         stop_token_ids=[int(token) for token in stops if not isinstance(token, str)],
         stop_strings=[text for text in stops if isinstance(text, str)],
+        chat_template=chat_template,
     )
 
 

@@ -132,7 +132,7 @@ def test_every_option_leads_somewhere() -> None:
     # An option is the algorithm's or the policy's by its name, or is given to the environment; the
     # rest are the run's own.
     data = RunSpec("TextGen-v0", template="{prompt}:", choices=("a",), observe=("chrf",))
-    data = replace(data, group_size=2, sampling="epoch")
+    data = replace(data, group_size=2, sampling="epoch", chat_template="x", system_prompt="x")
     used = {*algorithm_options(), *policy_options(), *data.env_kwargs()}
     of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples", "eval_freq", "patience"}
     of_the_run |= {"checkpoint_freq", "trace_episodes", "report_to"}
@@ -154,8 +154,12 @@ def test_options_that_only_an_environment_takes() -> None:
     kwargs = spec.env_kwargs(held_out=True)
     assert (kwargs["template"], kwargs["choices"]) == ("{prompt}:", ("yes", "no"))
     assert kwargs["observe"] == ["chrf"]
+    for name, value in (("true", True), ("false", False), ("chat.jinja", "chat.jinja")):
+        chat = RunSpec("TextGen-v0", chat_template=name, system_prompt="Be brief.").env_kwargs()
+        assert (chat["chat_template"], chat["system_prompt"]) == (value, "Be brief.")
     # They are left out where they were not given: the task says.
-    assert not {"template", "choices", "observe"} & RunSpec("TextGen-v0").env_kwargs().keys()
+    options = {"template", "choices", "observe", "chat_template", "system_prompt"}
+    assert not options & RunSpec("TextGen-v0").env_kwargs().keys()
 
 
 def test_option_left_at_none_is_the_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,10 @@ def test_an_unknown_field_lists_the_columns_and_the_remedy(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": 5}, r"row 1: the prompt must be text, but it is a int \(5\)"),
+        (
+            {"prompt": 5},
+            r"row 1: the prompt must be text or a list of messages, but it is a int \(5\)",
+        ),
         ({"prompt": "a", "references": 5.5}, "row 1: the references must be .* but they are 5.5"),
         ({"prompt": "a", "references": True}, "row 1: the references must be .* they are True"),
         ({"prompt": "a", "references": {"b": 1}}, "row 1: the references must be a text or"),

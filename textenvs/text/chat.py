@@ -1,0 +1,136 @@
+"""Chat templates: conversations as an instruct model reads them, and what ends a turn there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from textenvs.messages import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Stands where a response will be: a noncharacter of Unicode, which no text contains.
+MARK = "\ufdd2"
+
+
+class ChatTemplate:
+    """Renders conversations by a tokenizer's chat template, or by another one.
+
+    Args:
+        tokenizer: The tokenizer.
+        template: A Jinja template, as `apply_chat_template` takes it. None: the tokenizer's own.
+
+    Attributes:
+        template: See above.
+        separator: What stands between the cue for a response and the response.
+        turn_end: The text that the template puts behind a response.
+        between: The text between two responses, but for the user's own.
+
+    Raises:
+        ValueError: If the template cannot render a conversation of a user and an assistant.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self.template = template
+        asked: list[Message] = [{"role": "user", "content": "Hello"}]
+        whole = self._render([*asked, _said(MARK)])
+        before, _, self.turn_end = whole.rpartition(MARK)
+        cue = self.prompt(asked)
+        self.separator = before[len(cue) :] if before.startswith(cue) else ""
+        self.between = self.continuation([*asked, _said("Hello")], "")
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return a conversation, with the cue for the next response."""
+        return self._render(messages, add_generation_prompt=True)
+
+    def continuation(self, messages: Sequence[Message], reply: str) -> str:
+        """Return what is put behind the assistant's last response when a user replies to it.
+
+        Args:
+            messages: The conversation, a response last.
+            reply: What the user says.
+
+        Returns:
+            What ends the response, the user's turn, and the cue for the next response.
+        """
+        asked = {"role": "user", "content": reply}
+        whole = self.prompt([*messages[:-1], _said(MARK), asked])
+        return whole.rpartition(MARK)[2]
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        try:
+            rendered: Any = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except ImportError:
+            raise
+        except Exception as error:  # whatever a template raises
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(
+                f"The chat template cannot render messages of {roles}: {error}. Leave out what it "
+                "does not know (a system prompt?), give another template (chat_template=...), or "
+                "none (chat_template=False)."
+            ) from error
+        if any(MARK in message["content"] for message in messages) and MARK not in rendered:
+            raise ValueError(
+                "The chat template leaves out what the assistant said: give another template "
+                "(chat_template=...), or none (chat_template=False)."
+            )
+        return str(rendered)
+
+
+def chat_template_of(
+    tokenizer: PreTrainedTokenizerBase,
+    choice: bool | str | Path,
+    convention: Literal["causal", "encoder"],
+) -> ChatTemplate | None:
+    """Return the template that a user chose, or None: prompts are text.
+
+    Args:
+        tokenizer: The tokenizer.
+        choice: "auto": the tokenizer's own if it has one; True: that in any case; False: none;
+            else a Jinja template, or a file that holds one.
+        convention: What kind of model reads the prompts; see `TextCodec`.
+
+    Raises:
+        ValueError: If the tokenizer has none, or the file is not there, or the model is no causal
+            one.
+        TypeError: If the choice is something else.
+    """
+    if isinstance(choice, bool) or choice == "auto":
+        own = bool(getattr(tokenizer, "chat_template", None))
+        if choice is False or (choice == "auto" and (not own or convention == "encoder")):
+            return None
+        if not own:
+            raise ValueError(
+                f"The tokenizer {tokenizer.name_or_path!r} has no chat template: give one "
+                "(chat_template='{% for message in messages %}...'), or leave it out."
+            )
+        template = None
+    elif isinstance(choice, (str, Path)):
+        template = str(choice)
+        if "{" not in template:
+            if not Path(template).is_file():
+                raise ValueError(
+                    "chat_template must be 'auto', True, False, a Jinja template or a file that "
+                    f"holds one, but it is {template!r}."
+                )
+            template = Path(template).read_text(encoding="utf-8")
+    else:
+        raise TypeError(
+            "chat_template must be 'auto', True, False, or a Jinja template, but it is a "
+            f"{type(choice).__name__}."
+        )
+    if convention == "encoder":
+        raise ValueError("An encoder-decoder reads no chat: leave chat_template out.")
+    return ChatTemplate(tokenizer, template)
+
+
+def _said(text: str) -> Message:
+    return {"role": "assistant", "content": text}
