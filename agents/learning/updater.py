@@ -23,12 +23,12 @@ class UpdateLog:
         metrics: Of each minibatch, by name; see `Objective.backward`. `grad_norm`: before clipping,
             of each step.
         epochs: How many there were, a last unfinished one included.
-        last_epoch: How many minibatches the last one had.
+        minibatches: How many the rollout has.
     """
 
     metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     epochs: int = 0
-    last_epoch: int = 0
+    minibatches: int = 0
 
     @property
     def steps(self) -> int:
@@ -37,8 +37,12 @@ class UpdateLog:
 
     @property
     def approx_kl(self) -> float:
-        """The mean over the last epoch."""
-        return float(np.mean(self.metrics["approx_kl"][-self.last_epoch :]))
+        """The mean over the rollout, each part as it was computed last.
+
+        SB3's is that of the last epoch, of which a stop may leave one minibatch: there, a single
+        token of a hundred times its probability is all of it.
+        """
+        return float(np.mean(self.metrics["approx_kl"][-self.minibatches :]))
 
 
 def update(
@@ -76,13 +80,13 @@ def update(
     log = UpdateLog()
     stopped = False
     while log.epochs < n_epochs and not stopped:
-        log.epochs, log.last_epoch = log.epochs + 1, 0
-        for sequences in _minibatches(buffer, batch_size):
+        minibatches = _minibatches(buffer, batch_size)
+        log.epochs, log.minibatches = log.epochs + 1, len(minibatches)
+        for sequences in minibatches:
             policy.optimizer.zero_grad()
             parts = split_by_size(sequences, micro_batch_size)
             for name, value in objective.backward(policy, buffer, parts).items():
                 log.metrics[name].append(value)
-            log.last_epoch += 1
             stopped = target_kl is not None and log.metrics["approx_kl"][-1] > 1.5 * target_kl
             if stopped:
                 break

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
-from transformers import PretrainedConfig
 
 from agents.compat import trunk_of, using_attention
 from agents.decoding.decoder import Decoder
@@ -17,23 +15,21 @@ from agents.decoding.packing import ATTENTION, Packing, ends
 from agents.decoding.prefix_cache import PREFILL_TOKENS
 from agents.decoding.shared_prefix import LEAST_KEYS
 from agents.decoding.tokens import Observation, Scope, chunks, join_tokens
-from agents.models.backbone import Backbone
-from agents.models.checkpointing import checkpoint_layers, recomputing
+from agents.models.hugging_face import HuggingFaceBackbone
 from agents.models.layout import CausalLayout, SequenceBatch
 from agents.models.loading import (
     ModelSpec,
     check_sizes,
-    load_model,
     longest_sequence,
     rows_of,
     tiny_config,
 )
-from agents.models.lora import Adapter, AdapterSpec, adapter_folder
+from agents.models.lora import AdapterSpec
 from agents.models.output import WholeHead
 from agents.models.probes import probe
 
 
-class CausalBackbone(Backbone):
+class CausalBackbone(HuggingFaceBackbone):
     """A `transformers` causal language model, seen as trunk and head.
 
     Args:
@@ -73,20 +69,11 @@ class CausalBackbone(Backbone):
         compiled: bool = False,
         prefill_tokens: int = PREFILL_TOKENS,
     ) -> None:
-        super().__init__()
-        self.layout = CausalLayout()
         if isinstance(model, str) and model == "tiny":
             model = tiny_config(vocab_size, max_tokens)
             model.eos_token_id, model.pad_token_id = eos_token_id, None
-        saved = adapter_folder(model) if isinstance(model, (str, Path)) else None
-        if saved is not None and adapter is not None:
-            raise ValueError(
-                f"{str(model)!r} is an adapter, which is trained on: leave peft_config out, or "
-                "merge it into its model (policy.save_pretrained(..., merge=True)) and give that."
-            )
-        source = model if saved is None else saved[1]
-        self.model = load_model(source)
-        self.model.eval()
+        super().__init__(model, adapter)
+        self.layout = CausalLayout()
         check_sizes(self.model, vocab_size, max_tokens, eos_token_id)
         self.max_tokens = max_tokens
         self.longest = max_tokens
@@ -96,40 +83,21 @@ class CausalBackbone(Backbone):
         # How many tokens the model knows, if the tokenizer has more.
         self._known = rows if (rows := rows_of(self.model)) < vocab_size else None
         self._decoder: Decoder | None = None
-        self.adapter = None
-        if saved is not None or adapter is not None:
-            name = None if isinstance(source, PretrainedConfig) else _absolute(source)
-            spec = cast("AdapterSpec", adapter) if saved is None else saved[0]
-            self.adapter = Adapter(self.model, spec, name)
-        # What is probed is the model in float32, by nobody's programs.
-        self.autocast: th.dtype | None = None
         self.compiled = False
-        self._checkpointed: list[th.nn.Module] = []
         self.linear_head, self.own_masks = True, False
         with th.no_grad():
             first = self.trunk(input_ids=th.zeros(1, 1, dtype=th.long), use_cache=False)
         self.hidden_size = first.shape[-1]
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.capabilities = probe(self, max_tokens)
-        self.autocast, self.compiled, self._decoder = autocast, compiled, None
-        if gradient_checkpointing:
-            self._checkpointed = checkpoint_layers(self.model)
-
-    @property
-    def config(self) -> PretrainedConfig:
-        """The model's config."""
-        return self.model.config
+        self.compiled, self._decoder = compiled, None
+        self.finish(autocast, gradient_checkpointing)
 
     def trunk(self, **inputs: Any) -> th.Tensor:
         """Return the last hidden states, (n, tokens, hidden)."""
-        gradients = th.is_grad_enabled()
-        if gradients:
+        if th.is_grad_enabled():
             self.clear_cache()  # An update needs the memory, and changes the weights.
-        device = inputs["input_ids"].device.type
-        with (
-            recomputing(self._checkpointed, gradients),
-            th.autocast(device, self.autocast, enabled=self.autocast is not None),
-        ):
+        with self._recomputing(), self._autocasting(inputs["input_ids"].device):
             output = trunk_of(self.model)(**inputs)
         return cast("th.Tensor", output.last_hidden_state).float()
 
@@ -202,11 +170,6 @@ class CausalBackbone(Backbone):
                 self._readable(th.from_numpy(row[:length]))
         return self.decoder.next_hidden(observation, scope)
 
-    @property
-    def decodes(self) -> bool:
-        """Whether the decoder runs now; what it remembers is of the model with its own adapter."""
-        return self.capabilities.caches is None and (self.adapter is None or self.adapter.in_place)
-
     def next_logits(self, hidden: th.Tensor) -> th.Tensor:
         """Return the logits of hidden states, by what rollouts run the head by."""
         return self.decoder.head(hidden) if self.decodes else self.logits(hidden)
@@ -215,20 +178,9 @@ class CausalBackbone(Backbone):
         """Return a function of hidden states as rollouts run it, compiled if that is wanted."""
         return self.decoder.program(key, function) if self.decodes else function
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model; of one that can be loaded from elsewhere, its adapter alone."""
-        if self.adapter is None:
-            self.model.save_pretrained(folder)
-        elif self.adapter.base is None:
-            self.adapter.merged().save_pretrained(folder)
-        else:
-            self.adapter.save_pretrained(folder)
-
-    def merge_adapter(self) -> None:
-        """Add the adapter, if there is one, to the weights, which are all trained from now on."""
-        if self.adapter is not None:
-            self.model, self.adapter, self._decoder = self.adapter.merge(), None, None
-            self.model.requires_grad_(True)
+    def forget_decoder(self) -> None:
+        """Let go what runs the model for rollouts."""
+        self._decoder = None
 
     @property
     def decoder(self) -> Decoder:
@@ -288,8 +240,3 @@ class CausalBackbone(Backbone):
                 "tokenizer=...)), or resize the model (model.resize_token_embeddings)."
             )
         return tokens
-
-
-def _absolute(model: str | Path) -> str:
-    """Return a name, or a path that is the same from everywhere."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)

@@ -118,9 +118,10 @@ def is_seq2seq(model: ModelSpec) -> bool:
     """Return whether a name, path or config is that of an encoder-decoder."""
     if isinstance(model, PretrainedConfig):
         return bool(model.is_encoder_decoder)
-    if str(model) in ("tiny", "copy") or adapter_folder(model) is not None:
+    if str(model) in ("tiny", "copy"):
         return False
-    return model_is_seq2seq(str(model))
+    saved = adapter_folder(model)
+    return model_is_seq2seq(str(model) if saved is None else saved[1])
 
 
 def _loader(config: PretrainedConfig) -> Any:

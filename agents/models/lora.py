@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch as th
+from torch import nn
 
 from agents.compat import adapter_config_file, trunk_of
 from agents.decoding.layer_masks import keeps_states
@@ -77,7 +78,8 @@ class Adapter:
             self.config: LoraConfig = copy.deepcopy(config)
         else:
             if isinstance(spec, dict):
-                spec = LoraConfig(**{"task_type": "CAUSAL_LM", "lora_dropout": 0.0, **spec})
+                kind = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+                spec = LoraConfig(**{"task_type": kind, "lora_dropout": 0.0, **spec})
             if not isinstance(spec, LoraConfig):
                 raise TypeError(
                     "peft_config must be a peft.LoraConfig or a dict of its arguments, but it is a "
@@ -138,11 +140,12 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
 
     What is derived from a linear layer, such as a router, may return something else.
     """
-    trunk = trunk_of(model)
+    halves = (cast("nn.Module", part) for part in (model.get_encoder(), model.get_decoder()))
+    trunks = halves if model.config.is_encoder_decoder else (trunk_of(model),)
     left_out: tuple[str, ...] = ()
     if keeps_states(model.config.get_text_config()):
         left_out = STATE_LAYERS
-    inside = {id(module) for module in trunk.modules()}
+    inside = {id(module) for trunk in trunks for module in trunk.modules()}
     return [
         name
         for name, module in model.named_modules()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 
 from agents.compat import children_of, with_children
@@ -22,10 +20,11 @@ from agents.decoding.layer_masks import window_of
 from agents.decoding.prefix_cache import PREFILL_TOKENS
 from agents.decoding.seq2seq import RowPositions, Seq2SeqDecoder
 from agents.decoding.tokens import Observation, Scope, chunks
-from agents.models.backbone import Backbone, Capabilities
-from agents.models.checkpointing import checkpoint_layers, recomputing
+from agents.models.backbone import Capabilities
+from agents.models.hugging_face import HuggingFaceBackbone
 from agents.models.layout import Seq2SeqLayout, SequenceBatch
-from agents.models.loading import ModelSpec, load_model, longest_sequence, rows_of
+from agents.models.loading import ModelSpec, longest_sequence, rows_of
+from agents.models.lora import AdapterSpec
 from agents.models.output import WholeHead
 from agents.models.probes import kind_of, realistic_weights, why_not
 
@@ -33,7 +32,7 @@ from agents.models.probes import kind_of, realistic_weights, why_not
 _TRIED: dict[Hashable, str | None] = {}
 
 
-class Seq2SeqBackbone(Backbone):
+class Seq2SeqBackbone(HuggingFaceBackbone):
     """A `transformers` encoder-decoder: prompts are encoded, responses decoded.
 
     The decoder reads the model's start token, and a forced first token such as the language of a
@@ -41,12 +40,13 @@ class Seq2SeqBackbone(Backbone):
 
     Args:
         model: A name or path that `AutoModelForSeq2SeqLM.from_pretrained` resolves, or a config,
-            whose model is initialised at random.
+            whose model is initialised at random. An adapter that `peft` has saved is trained on.
         vocab_size: How many tokens the tokenizer has.
         max_prompt: The most tokens of a prompt.
         max_response: The most tokens of a response.
         eos_token_id: The token that ends a turn.
         pad_token_id: The padding token.
+        adapter: A LoRA adapter to train instead of the weights; see `agents.models.lora`.
         autocast: The lower precision that encoder and decoder compute in; see `CausalBackbone`.
         gradient_checkpointing: Whether to keep each layer's input only; see `CausalBackbone`.
         prefill_tokens: How many tokens, padding included, a forward reads that computes prompts.
@@ -68,13 +68,12 @@ class Seq2SeqBackbone(Backbone):
         eos_token_id: int | None = None,
         pad_token_id: int | None = None,
         *,
+        adapter: AdapterSpec | None = None,
         autocast: th.dtype | None = None,
         gradient_checkpointing: bool = False,
         prefill_tokens: int = PREFILL_TOKENS,
     ) -> None:
-        super().__init__()
-        self.model = load_model(model)
-        self.model.eval()
+        super().__init__(model, adapter)
         self.prefix = _prefix(self.model)
         self.layout = Seq2SeqLayout(self.prefix)
         own_pad = self.model.config.pad_token_id
@@ -86,8 +85,6 @@ class Seq2SeqBackbone(Backbone):
         _tell_of_settings(self.model)
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.hidden_size = int(self.model.config.get_text_config(decoder=True).hidden_size)
-        self.autocast: th.dtype | None = None
-        self._checkpointed: list[nn.Module] = []
         self._decoder: Seq2SeqDecoder | None = None
         kind = kind_of(self.model), min(4, max_response)
         if kind not in _TRIED:
@@ -106,14 +103,7 @@ class Seq2SeqBackbone(Backbone):
             packs="each turn is a row of its own",
             compiles="steps of an encoder-decoder are not compiled",
         )
-        self.autocast = autocast
-        if gradient_checkpointing:
-            self._checkpointed = checkpoint_layers(self.model)
-
-    @property
-    def config(self) -> PretrainedConfig:
-        """The model's config."""
-        return self.model.config
+        self.finish(autocast, gradient_checkpointing)
 
     @property
     def device(self) -> th.device:
@@ -206,14 +196,14 @@ class Seq2SeqBackbone(Backbone):
 
     def next_hidden(self, observation: Observation, scope: Scope = "rollout") -> th.Tensor:
         """Return what `last_hidden` does, up to rounding, without gradients, from the cache."""
-        if self.capabilities.caches is not None:
+        if not self.decodes:
             with th.no_grad():
                 return self.last_hidden(observation)
         return self.decoder.next_hidden(observation, scope).clone()
 
     def next_logits(self, hidden: th.Tensor) -> th.Tensor:
         """Return what `logits` gives, by a head that is made once."""
-        return cast("th.Tensor", self.decoder.head(hidden))
+        return cast("th.Tensor", self.decoder.head(hidden)) if self.decodes else self.logits(hidden)
 
     @property
     def decoder(self) -> Seq2SeqDecoder:
@@ -237,9 +227,9 @@ class Seq2SeqBackbone(Backbone):
         if self._decoder is not None:
             self._decoder.clear()
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model into a folder that `AutoModelForSeq2SeqLM` reads."""
-        self.model.save_pretrained(folder)
+    def forget_decoder(self) -> None:
+        """Let go what runs the model for rollouts."""
+        self._decoder = None
 
     def generation_settings(self) -> dict[str, Any]:
         """Return what `generate` starts with, and what it must not say."""
@@ -249,12 +239,6 @@ class Seq2SeqBackbone(Backbone):
             "forced_bos_token_id": forced[0] if forced else None,
             "suppress_tokens": list(self.never_said) or None,
         }
-
-    def _recomputing(self) -> AbstractContextManager[None]:
-        return recomputing(self._checkpointed, th.is_grad_enabled())
-
-    def _autocasting(self, device: th.device) -> AbstractContextManager[Any]:
-        return th.autocast(device.type, self.autocast, enabled=self.autocast is not None)
 
     def _last_hidden(self, observation: Observation, rows: npt.NDArray[np.intp]) -> th.Tensor:
         prompts, lengths = observation["prompt"][rows], observation["prompt_length"][rows, 0]

@@ -190,6 +190,7 @@ class TransformerPolicy(SavedPolicy):
         options: dict[str, Any] = {
             "autocast": None if autocast is None else th.bfloat16,
             "gradient_checkpointing": self._options["gradient_checkpointing"],
+            "adapter": peft_config,
         }
         compiled = self._options["compile"]
         actor = getattr(self, "backbone", None)
@@ -199,13 +200,12 @@ class TransformerPolicy(SavedPolicy):
                 f"causal models or all of them encoder-decoders: {model!r} is of the other kind."
             )
         if not is_seq2seq(model):
-            options |= {"adapter": peft_config, "compiled": compiled}
+            options |= {"compiled": compiled}
             return CausalBackbone(model, self.vocab_size, sum(budgets), *roles, **options)
-        for name, given in (("compile", compiled), ("peft_config", peft_config is not None)):
-            if given:
-                raise ValueError(
-                    f"{name} is for causal models, and this is an encoder-decoder: leave it out."
-                )
+        if compiled:
+            raise ValueError(
+                "compile is for causal models, and this is an encoder-decoder: leave it out."
+            )
         return Seq2SeqBackbone(model, self.vocab_size, *budgets, *roles, **options)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -166,7 +166,47 @@ def test_critic_and_reference_are_of_the_actors_kind() -> None:
         agent(kl_coef=0.1, ref_model="tiny").learn(64)
 
 
-@pytest.mark.parametrize("option", ["compile", "peft_config"])
-def test_what_is_for_causal_models_alone(option: str) -> None:
-    with pytest.raises(ValueError, match=f"{option} is for causal models"):
-        agent(policy={option: {"r": 2} if option == "peft_config" else True})
+def test_compiled_steps_are_for_causal_models_alone() -> None:
+    with pytest.raises(ValueError, match="compile is for causal models"):
+        agent(policy={"compile": True})
+
+
+LORA: dict[str, Any] = {"r": 2, "init_lora_weights": False}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_adapter_is_trained_and_nothing_else(model: str) -> None:
+    trained = agent(model, kl_coef=0.1, policy={"peft_config": LORA})
+    backbone = trained.policy.backbone
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    trained.learn(64)
+    logged = trained.logger.name_to_value
+    assert logged["train/first_ratio_error"] < 1e-5
+    assert abs(logged["kl/per_token"]) < 1e-5  # to the model with the adapter that it began with
+    moved = {n for n, p in backbone.named_parameters() if not th.equal(p, before[n])}
+    halves = {name.split("lora_")[0].split("layers.")[0].split("block.")[0] for name in moved}
+    assert moved and all("lora_" in name for name in moved)
+    assert any("encoder" in half for half in halves) and any("decoder" in half for half in halves)
+
+
+def test_an_adapter_goes_on_exactly_and_is_a_folder_of_its_own(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    agent().policy.save_pretrained(base)
+    options: dict[str, Any] = {"kl_coef": 0.1, "learning_rate": 1e-3}
+    whole = agent(str(base), policy={"peft_config": LORA}, env={"tokenizer": CODEC}, **options)
+    whole.learn(64)
+    whole.save(tmp_path / "agent.zip")
+    whole.learn(64, reset_num_timesteps=False)
+    again = PPO.load(tmp_path / "agent.zip", env=agent().env, device="cpu")
+    again.learn(64, reset_num_timesteps=False)
+    assert same(weights(whole.policy), weights(again.policy))
+    whole.policy.save_pretrained(tmp_path / "adapter")
+    whole.policy.save_pretrained(tmp_path / "merged", merge=True)
+    env: Any = gym.make_vec("TextGen-v0", num_envs=3, tokenizer=CODEC, max_new_tokens=6)
+    obs, _ = env.reset(seed=0)
+    for folder in ("adapter", "merged"):
+        other = agent(str(tmp_path / folder)).policy.backbone
+        assert (other.adapter is None) == (folder == "merged")
+        with th.no_grad():
+            expected = whole.policy.backbone.last_hidden(obs)
+            assert th.allclose(other.last_hidden(obs), expected, atol=1e-5)

@@ -10,6 +10,7 @@ import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.learning.kl import estimate_kl
+from agents.learning.updater import UpdateLog
 from tests.agents.agents import (
     ITERATION,
     KINDS,
@@ -204,7 +205,13 @@ def test_target_kl_stops_before_the_step() -> None:
     stable_baselines3.PPO.train(models[1])
     log = models[1].logger.name_to_value
     assert update.log["train/n_updates"] == log["train/n_updates"]
-    assert update.log["train/approx_kl"] == pytest.approx(log["train/approx_kl"], 1e-3)
+
+
+def test_the_approximate_kl_is_that_of_the_whole_rollout() -> None:
+    """Also where the last pass over it was left: not of the minibatch alone that stopped it."""
+    log = UpdateLog(minibatches=4)
+    log.metrics["approx_kl"] += [0.0, 0.1, 0.2, 0.3, 0.4, 1.3]
+    assert log.approx_kl == pytest.approx((0.2 + 0.3 + 0.4 + 1.3) / 4)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -1,0 +1,103 @@
+"""What backbones of `transformers`' models share: weights, an adapter, precision, checkpointing."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+import torch as th
+from torch import nn
+from transformers import PretrainedConfig
+
+from agents.models.backbone import Backbone
+from agents.models.checkpointing import checkpoint_layers, recomputing
+from agents.models.loading import ModelSpec, load_model
+from agents.models.lora import Adapter, AdapterSpec, adapter_folder
+
+
+class HuggingFaceBackbone(Backbone):
+    """A model of `transformers`, with or without an adapter, in float32.
+
+    It is made in three steps: this, what kinds of models need and are tried for, `finish`.
+
+    Args:
+        model: A name or path, or a config, whose model is initialised at random. An adapter that
+            `peft` has saved is trained on.
+        adapter: A LoRA adapter to train instead of the weights; see `agents.models.lora`.
+
+    Attributes:
+        model: The model.
+        autocast: The lower precision that it computes in; see `CausalBackbone`.
+
+    Raises:
+        ValueError: If the model cannot be loaded, or it is an adapter and another one is to be
+            trained.
+    """
+
+    def __init__(self, model: ModelSpec, adapter: AdapterSpec | None = None) -> None:
+        super().__init__()
+        saved = adapter_folder(model) if isinstance(model, (str, Path)) else None
+        if saved is not None and adapter is not None:
+            raise ValueError(
+                f"{str(model)!r} is an adapter, which is trained on: leave peft_config out, or "
+                "merge it into its model (policy.save_pretrained(..., merge=True)) and give that."
+            )
+        source = model if saved is None else saved[1]
+        self.model = load_model(source)
+        self.model.eval()
+        self.adapter = None
+        if saved is not None or adapter is not None:
+            name = None if isinstance(source, PretrainedConfig) else _absolute(source)
+            spec = cast("AdapterSpec", adapter) if saved is None else saved[0]
+            self.adapter = Adapter(self.model, spec, name)
+        # What is tried is the model in float32.
+        self.autocast: th.dtype | None = None
+        self._checkpointed: list[nn.Module] = []
+
+    def finish(self, autocast: th.dtype | None, gradient_checkpointing: bool) -> None:
+        """Let the model compute as it is wanted."""
+        self.autocast = autocast
+        if gradient_checkpointing:
+            self._checkpointed = checkpoint_layers(self.model)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's config."""
+        return self.model.config
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a decoder runs now; what it remembers is of the model with its own adapter."""
+        return self.capabilities.caches is None and (self.adapter is None or self.adapter.in_place)
+
+    def forget_decoder(self) -> None:
+        """Let go what runs the model for rollouts: the model is another one."""
+        return None
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model; of one that can be loaded from elsewhere, its adapter alone."""
+        if self.adapter is None:
+            self.model.save_pretrained(folder)
+        elif self.adapter.base is None:
+            self.adapter.merged().save_pretrained(folder)
+        else:
+            self.adapter.save_pretrained(folder)
+
+    def merge_adapter(self) -> None:
+        """Add the adapter, if there is one, to the weights, which are all trained from now on."""
+        if self.adapter is not None:
+            self.model, self.adapter = self.adapter.merge(), None
+            self.forget_decoder()
+            self.model.requires_grad_(True)
+
+    def _autocasting(self, device: th.device) -> AbstractContextManager[Any]:
+        return th.autocast(device.type, self.autocast, enabled=self.autocast is not None)
+
+    def _recomputing(self) -> AbstractContextManager[None]:
+        return recomputing(self._checkpointed, th.is_grad_enabled())
+
+
+def _absolute(model: str | Path) -> str:
+    """Return a name, or a path that is the same from everywhere."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
