@@ -119,6 +119,8 @@ def generation(
     device = next(model.parameters()).device
     asked = prompt_tokens(engine)
     prompts = th.tensor([asked[i % len(asked)] for i in range(batch)], device=device)
+    # What stands before a response: the prompt, or the token that a decoder starts with.
+    before = 1 if model.config.is_encoder_decoder else prompts.shape[1]
     limits = th.as_tensor(
         draw_lengths(np.random.default_rng(0), lengths, batch * batches), device=device
     ).reshape(batches, batch)
@@ -136,7 +138,7 @@ def generation(
     @th.inference_mode()
     def run() -> None:
         for rows in limits:
-            criteria = [] if lengths[0] == lengths[1] else [PerRowLimit(rows + prompts.shape[1])]
+            criteria = [] if lengths[0] == lengths[1] else [PerRowLimit(rows + before)]
             model.generate(
                 prompts,
                 attention_mask=th.ones_like(prompts),

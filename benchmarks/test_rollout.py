@@ -71,6 +71,26 @@ def test_spread_lengths(compare: Comparison, shape: Shape) -> None:
 
 
 @pytest.mark.benchmark(group="rollout")
+@pytest.mark.parametrize("spread", [False, True])
+def test_encoder_decoder(compare: Comparison, shape: Shape, spread: bool) -> None:
+    low, high = shape.lengths if spread else (shape.response, shape.response)
+    steps = high + high // 2 if spread else shape.response
+    ours = agent(shape, config=shape.t5_config(), lengths=(low, high), n_steps=steps)
+    peer = generation(
+        ours.policy.backbone.model,  # type: ignore[union-attr]
+        engine_of(ours.env),
+        shape.slots,
+        (low, high),
+        batches=3 if spread else 1,
+    )
+    rates = compare.run({"plain": rollout(ours), "generate": peer}, 5)
+    what = f"rollout with a T5, {shape.slots} slots, {shape.prompt} + "
+    what += f"{low} to {high} tokens" if spread else f"{high} tokens, equal lengths, fp32"
+    against = "`model.generate` of the same model"
+    compare.row(rates, "plain", "generate", what, against, target=1.3)
+
+
+@pytest.mark.benchmark(group="rollout")
 def test_slow_rewards(compare: Comparison, shape: Shape) -> None:
     low, high = shape.lengths
     sides = {

@@ -12,12 +12,13 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch as th
-from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, T5Config
 
 from agents import GRPO, PPO
 from benchmarks.measuring import Side
 from textenvs.envs.vector_env import TextVectorEnv
 from textenvs.task import Example, Task, Transcript
+from textenvs.text.codec import TextCodec
 
 # So small that repeated updates on one rollout change nothing that matters.
 LEARNING_RATE = 1e-7
@@ -64,6 +65,21 @@ class Shape:
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=None,
+        )
+
+    def t5_config(self) -> T5Config:
+        """Return a T5 of this shape, of as many layers in each half."""
+        pad = self.vocabulary - 1
+        roles: dict[str, Any] = {"eos_token_id": pad - 1, "decoder_start_token_id": pad}
+        return T5Config(
+            vocab_size=self.vocabulary,
+            d_model=self.hidden,
+            d_kv=64,
+            d_ff=3 * self.hidden,
+            num_layers=self.layers,
+            num_heads=max(1, self.hidden // 64),
+            pad_token_id=pad,
+            **roles,
         )
 
 
@@ -125,6 +141,7 @@ class FixedLengths(TextVectorEnv):
         lengths: The shortest and the longest episode. None: all are as long as `shape.response`.
         reward: See `TextEnv`.
         group_size: How many neighbouring slots answer one prompt.
+        seq2seq: Whether an encoder-decoder reads the prompts.
     """
 
     def __init__(
@@ -134,12 +151,15 @@ class FixedLengths(TextVectorEnv):
         lengths: tuple[int, int] | None = None,
         reward: Any = None,
         group_size: int = 1,
+        seq2seq: bool = False,
     ) -> None:
         self._range = lengths or (shape.response, shape.response)
         super().__init__(
             Words(shape),
             num_envs,
-            tokenizer=word_tokenizer(shape.vocabulary),
+            tokenizer=TextCodec(
+                word_tokenizer(shape.vocabulary), "encoder" if seq2seq else "causal"
+            ),
             max_new_tokens=self._range[1],
             reward=reward,
             group_size=group_size,
@@ -194,7 +214,10 @@ def agent(
     """Return our agent; by default a rollout is an episode a slot, and an update one minibatch."""
     num_envs = num_envs or shape.slots
     n_steps = n_steps or shape.response
-    env: gym.vector.VectorEnv[Any, Any, Any] = FixedLengths(shape, num_envs, lengths, reward)
+    seq2seq = config is not None and config.is_encoder_decoder
+    env: gym.vector.VectorEnv[Any, Any, Any] = FixedLengths(
+        shape, num_envs, lengths, reward, seq2seq=seq2seq
+    )
     if config is None:
         config = shape.config(shape.prompt + max(shape.response, *(lengths or (0,))))
     return PPO(

@@ -16,20 +16,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from agents.compat import cache_name, trunk_of, using_attention
+from agents.decoding.copies import PREPACK_AFTER, Copies, Modules
 from agents.decoding.layer_masks import LayerMasks, ModelMask, keeps_states
 from agents.decoding.prefix_cache import PREFILL_TOKENS, PrefixCache
-from agents.decoding.prepacked import DecodeModel, Product, fastest_product
 from agents.decoding.programs import Programs
 from agents.decoding.row_cache import KeyValues, RowCache
 from agents.decoding.shared_prefix import ATTENTION as SHARED_ATTENTION
 from agents.decoding.shared_prefix import SharedPrefix
 from agents.decoding.tokens import Observation, Scope
 from agents.decoding.weights_version import WeightsVersion
-
-# To prepack the weights costs about as much as so many steps save.
-PREPACK_AFTER = 4
-
-Modules = tuple[nn.Module, nn.Module]  # trunk and head
 
 
 class Decoder:
@@ -54,6 +49,7 @@ class Decoder:
         share_from: From how many common keys on steps read these once for all rows that have them;
             None: never. It has to be found out whether the model can; programs do not.
         prepacked: Whether the decode model is what runs.
+        copies: The decode model.
     """
 
     def __init__(
@@ -82,14 +78,11 @@ class Decoder:
         self._prefill_tokens = prefill_tokens
         self._steps = 0  # that a rollout will have, as far as is known
         self._weights_version = WeightsVersion(model)
-        self._copied: object = None  # the version of the weights that the copies are of
-        self._made_for: tuple[th.device, th.dtype] | None = None
-        self._products: list[Product] = []
         self._own: Modules = (trunk_of(model), head)
-        self._decode_models: Modules = self._own
         self._trunk, self._head = self._own
         self._key_values: dict[Hashable, KeyValues] = {}  # of programs
         self._programs = Programs()
+        self.copies = Copies(model, self._own, autocast, self._programs.clear)
 
     def __reduce__(self) -> Any:
         """Give a copy of a model no decoder: it makes its own."""
@@ -141,21 +134,14 @@ class Decoder:
     def clear(self) -> None:
         """Let all memory go but that of programs, which renew their copies of the weights."""
         self.caches.clear()
-        self.prepacked, self._copied = False, None
+        self.prepacked = False
+        self.copies.let_go(memory=not self.compiled)
         if not self.compiled:
-            self._made_for, self._products, self._decode_models = None, [], self._own
             self.use_original()
 
     def prepack(self, version: object) -> None:
         """Run by copies of the weights, made now if those at hand are of another version."""
-        if self._copied is None or self._copied != version:
-            made_for = (self._model.device, self._model.dtype)
-            if self._made_for != made_for:
-                self._make_decode_models(*made_for)
-            for product in self._products:
-                product.refresh()
-            self._copied = version
-        self._trunk, self._head = self._decode_models
+        self._trunk, self._head = self.copies.of(version)
         self.prepacked = True
 
     def use_original(self) -> None:
@@ -268,12 +254,3 @@ class Decoder:
                 **options,
             )
         return cast("th.Tensor", output.last_hidden_state).float()
-
-    def _make_decode_models(self, device: th.device, own: th.dtype) -> None:
-        trunk, head = (
-            DecodeModel(fastest_product(device, dtype), dtype)
-            for dtype in (self._autocast or own, own)
-        )
-        self._decode_models = trunk.of(self._own[0]), head.of(self._own[1])
-        self._made_for, self._products = (device, own), trunk.products + head.products
-        self._programs.clear()

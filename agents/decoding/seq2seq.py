@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from agents.compat import without_layers
+from agents.decoding.copies import PREPACK_AFTER, Copies
 from agents.decoding.tokens import Observation, Scope, Tokens, chunks
 from agents.decoding.weights_version import WeightsVersion
 
@@ -42,6 +44,7 @@ class EncoderDecoder(Protocol):
         positions: th.Tensor | None = None,
         mask: th.Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
+        decoder: nn.Module | None = None,
     ) -> th.Tensor:
         """Return the decoder's last hidden states (n, q, hidden)."""
         ...
@@ -115,6 +118,7 @@ class _Memory:
         column: The last one that was written.
         starts: (rows,) the column of each row's first token.
         sources: (rows,) how many prompt tokens were encoded.
+        steps: How many steps there have been.
         keys: Of the decoder's own tokens, by layer.
         values: Likewise.
         cross: Keys and values of what was encoded, (rows, heads, width, head size) each.
@@ -127,6 +131,7 @@ class _Memory:
     column: int
     starts: Tokens
     sources: Tokens
+    steps: int = 0
     keys: list[th.Tensor] = field(default_factory=list)
     values: list[th.Tensor] = field(default_factory=list)
     cross: DynamicCache = field(default_factory=DynamicCache)
@@ -179,40 +184,53 @@ class Seq2SeqDecoder:
     """Runs an encoder-decoder for rollouts and predictions.
 
     Args:
-        model: Whose weights are watched.
+        model: The model.
         head: What makes logits of its hidden states.
         halves: What computes these.
         prefix: The tokens that the decoder reads before a response.
         prefill_tokens: How many tokens a forward reads that computes prompts.
+        autocast: The precision that the decoder computes in. None: the model's own.
+
+    Attributes:
+        head: What makes logits, as steps run it.
+        copies: The decoder and the head by copies of their weights.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         head: nn.Module,
         halves: EncoderDecoder,
         prefix: Sequence[int],
         prefill_tokens: int,
+        autocast: th.dtype | None = None,
     ) -> None:
-        self.head = head
+        own = cast("nn.Module", model.get_decoder()), head
+        self._own = own
+        self.copies = Copies(model, own, autocast)
+        self._trunk, self.head = own
         self._halves = (halves,)  # no copy of a model copies it with this
         self._prefix = np.array(prefix, dtype=np.int64)
         self._prefill_tokens = prefill_tokens
         self._weights_version = WeightsVersion(model)
         self._memories: dict[Scope, _Memory] = {}
+        self._steps = 0
 
     def __reduce__(self) -> Any:
         """Give a copy of a model no decoder: it makes its own."""
         return type(None), ()
 
-    def start_rollout(self) -> None:
-        """Drop what is remembered."""
+    def start_rollout(self, steps: int) -> None:
+        """Drop what is remembered, and prepare for a rollout of so many steps."""
         self.clear()
+        self._steps = steps
         self._look_closely()
 
     def clear(self) -> None:
         """Let all memory go."""
         self._memories.clear()
+        self.copies.let_go()
+        self._trunk, self.head = self._own
 
     def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
         """Go on with these of the rollout's rows, in this order."""
@@ -228,6 +246,9 @@ class Seq2SeqDecoder:
         if scope == "predict" and not observation["response_length"].any():
             self._look_closely()
         memory = self._memory(observation, scope)
+        memory.steps += 1
+        long = max(memory.steps, self._steps if scope == "rollout" else 0) >= PREPACK_AFTER
+        self._trunk, self.head = self.copies.of(memory.weights) if long else self._own
         try:
             hidden = self._next(memory, observation)
         except BaseException:  # an interrupt as well: half of what is remembered may be new
@@ -279,6 +300,7 @@ class Seq2SeqDecoder:
             th.as_tensor(np.maximum(0, columns - starts[:, None]), device=device),
             th.as_tensor(seen[:, None], device=device),
             cache,
+            self._trunk,
         )
         self._store(memory, rows, cache, lengths)
         memory.starts[rows] = memory.column - width + 1 + starts
@@ -344,6 +366,7 @@ class Seq2SeqDecoder:
             th.as_tensor(memory.column - memory.starts[:, None], device=device),
             th.as_tensor(seen[:, None, None], device=device),
             cache,
+            self._trunk,
         )
         return hidden[:, -1]
 

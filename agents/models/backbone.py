@@ -88,6 +88,10 @@ class Backbone(th.nn.Module, ABC):
         """Return what `generate` has to be told so that it begins, and leaves out, as rollouts."""
         return {}
 
+    def save_merged(self, folder: Path) -> None:
+        """Write the model, and if it has an adapter, with that added to its weights."""
+        self.save_pretrained(folder)
+
     def merge_adapter(self) -> None:
         """Add an adapter, if there is one, to the weights for good."""
         return None

@@ -90,7 +90,7 @@ class CausalBackbone(HuggingFaceBackbone):
         self.hidden_size = first.shape[-1]
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.capabilities = probe(self, max_tokens)
-        self.compiled, self._decoder = compiled, None
+        self.compiled = compiled
         self.finish(autocast, gradient_checkpointing)
 
     def trunk(self, **inputs: Any) -> th.Tensor:

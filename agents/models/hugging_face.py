@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -58,6 +59,7 @@ class HuggingFaceBackbone(Backbone):
     def finish(self, autocast: th.dtype | None, gradient_checkpointing: bool) -> None:
         """Let the model compute as it is wanted."""
         self.autocast = autocast
+        self.forget_decoder()
         if gradient_checkpointing:
             self._checkpointed = checkpoint_layers(self.model)
 
@@ -77,12 +79,17 @@ class HuggingFaceBackbone(Backbone):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model; of one that can be loaded from elsewhere, its adapter alone."""
-        if self.adapter is None:
-            self.model.save_pretrained(folder)
-        elif self.adapter.base is None:
-            self.adapter.merged().save_pretrained(folder)
-        else:
+        if self.adapter is not None and self.adapter.base is not None:
             self.adapter.save_pretrained(folder)
+        else:
+            self.save_merged(folder)
+
+    def save_merged(self, folder: Path) -> None:
+        """Write the whole model, an adapter added, in its checkpoint's precision."""
+        model = self.model if self.adapter is None else self.adapter.merged()
+        if model.config.dtype in (th.bfloat16, th.float16):
+            model = cast("Any", copy.deepcopy(model)).to(model.config.dtype)
+        model.save_pretrained(folder)
 
     def merge_adapter(self) -> None:
         """Add the adapter, if there is one, to the weights, which are all trained from now on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import chain
 from pathlib import Path
@@ -60,6 +61,8 @@ def model_kind(model: Any, peft_config: Any = None) -> ModelKind:
 def load_model(model: ModelSpec) -> PreTrainedModel:
     """Return a language model in float32, causal or an encoder-decoder.
 
+    Its config's dtype stays that of the checkpoint, in which it is to be saved.
+
     Args:
         model: A name or path that `AutoModelForCausalLM.from_pretrained` resolves, or a config,
             whose model is initialised at random.
@@ -69,7 +72,9 @@ def load_model(model: ModelSpec) -> PreTrainedModel:
         ValueError: If it cannot be loaded, with the cause, or is no causal language model.
     """
     if isinstance(model, PretrainedConfig):
+        dtype = model.dtype
         loaded: Any = _loader(model).from_config(model, dtype=th.float32)
+        loaded.config.dtype = dtype
     elif isinstance(model, (str, Path)):
         loaded = _from_pretrained(str(model))
     else:
@@ -95,11 +100,13 @@ def _from_pretrained(name: str) -> PreTrainedModel:
         local = Path(name).is_dir()
         advice = "" if local else " There is no such folder; a hub id needs a connection or a "
         raise ValueError(
-            f"No language model could be loaded from {name!r}: {_cause(error)}{advice}"
+            f"No language model could be loaded from {name!r}: "
+            f"{_damaged(name) if local else ''}{_cause(error)}{advice}"
             f"{'' if local else 'cached copy.'} Expected 'tiny', a folder written by "
             "save_pretrained, or a hub id."
         ) from error
     loaded, info = both
+    loaded.config.dtype = config.dtype
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(
@@ -126,6 +133,22 @@ def is_seq2seq(model: ModelSpec) -> bool:
 
 def _loader(config: PretrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _damaged(name: str) -> str:
+    """Return which file of a folder cannot be read, as the beginning of a sentence."""
+    from safetensors import safe_open
+
+    for file in sorted(Path(name).iterdir()):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+        except Exception:  # whatever is wrong with it, the cause of the failure says it
+            return f"the file {file.name} is damaged. "
+    return ""
 
 
 def _cause(error: BaseException) -> str:

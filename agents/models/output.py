@@ -23,7 +23,8 @@ class WholeHead(nn.Module):
         super().__init__()
         children = children_of(model)
         # Some encoder-decoders have no trunk as such, but its halves.
-        trunk = [name for name in (model.base_model_prefix, "decoder") if name in children][:1]
+        halves = ("encoder", "decoder")
+        trunk = [model.base_model_prefix] if model.base_model_prefix in children else halves
         self._decodes = bool(model.config.is_encoder_decoder)
         config = cast("Any", model.get_decoder()).config if self._decodes else model.config
         self.model = with_children(model, {**children, **{name: _Given(config) for name in trunk}})

@@ -139,6 +139,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         positions: th.Tensor | None = None,
         mask: th.Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
+        decoder: nn.Module | None = None,
     ) -> th.Tensor:
         """Return the decoder's last hidden states (n, q, hidden).
 
@@ -149,14 +150,15 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
             positions: (n, q) the tokens' positions. None: from the first on.
             mask: Boolean (n, 1, q, k), which keys they see. None: all up to themselves.
             cache: Where keys and values go and come from.
+            decoder: What computes it. None: the model's own decoder.
         """
         if mask is not None:
             dtype = self.autocast or self.model.dtype
             mask = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, th.finfo(dtype).min)
-        decoder = cast("nn.Module", self.model.get_decoder())
+        decoder = cast("nn.Module", self.model.get_decoder()) if decoder is None else decoder
         options: dict[str, th.Tensor] = {}
         if positions is not None:
-            decoder, options = self._at(positions)
+            decoder, options = self._at(positions, decoder)
         with self._recomputing(), self._autocasting(tokens.device):
             output = decoder(
                 input_ids=tokens,
@@ -210,13 +212,13 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         """What rollouts run the model by."""
         if self._decoder is None:
             self._decoder = Seq2SeqDecoder(
-                self.model, self.head, self, self.prefix, self.prefill_tokens
+                self.model, self.head, self, self.prefix, self.prefill_tokens, self.autocast
             )
         return self._decoder
 
     def start_rollout(self, steps: int) -> None:
-        """Drop what is remembered."""
-        self.decoder.start_rollout()
+        """Drop what is remembered, and prepare for a rollout of so many steps."""
+        self.decoder.start_rollout(steps)
 
     def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
         """Go on with these of the rollout's rows, in this order."""
@@ -252,9 +254,10 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         last = len(self.prefix) - 1 + count
         return hidden[th.arange(len(rows), device=self.device), last]
 
-    def _at(self, positions: th.Tensor) -> tuple[nn.Module, dict[str, th.Tensor]]:
-        """Return the decoder with positions of each row's own, and what it takes for that."""
-        decoder = cast("nn.Module", self.model.get_decoder())
+    def _at(
+        self, positions: th.Tensor, decoder: nn.Module
+    ) -> tuple[nn.Module, dict[str, th.Tensor]]:
+        """Return a decoder with positions of each row's own, and what it takes for that."""
         if "position_ids" in inspect.signature(decoder.forward).parameters:
             return decoder, {"position_ids": positions}
         children = children_of(decoder)

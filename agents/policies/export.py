@@ -59,10 +59,8 @@ def save_policy(
         )
     with atomic_path(directory) as folder:
         folder.mkdir()
-        if merge and policy.backbone.adapter is not None:
-            policy.backbone.adapter.merged().save_pretrained(folder)
-        else:
-            policy.backbone.save_pretrained(folder)
+        save = policy.backbone.save_merged if merge else policy.backbone.save_pretrained
+        save(folder)
         if policy.value_backbone is not None:
             policy.value_backbone.save_pretrained(folder / VALUE_MODEL_FOLDER)
         weights = {} if policy.value_head is None else policy.value_head.state_dict()

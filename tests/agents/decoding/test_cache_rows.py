@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from agents.decoding.decoder import PREPACK_AFTER
+from agents.decoding.copies import PREPACK_AFTER
 from agents.decoding.tokens import Scope
 from agents.models.causal import CausalBackbone
 from tests.agents.decoding.caches import (

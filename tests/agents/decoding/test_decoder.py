@@ -14,9 +14,9 @@ import pytest
 import torch as th
 from torch import nn
 
-from agents.decoding import decoder as decoding
+from agents.decoding import copies as decoding
 from agents.decoding import prepacked
-from agents.decoding.decoder import PREPACK_AFTER
+from agents.decoding.copies import PREPACK_AFTER
 from agents.decoding.prepacked import (
     CastProduct,
     DecodeModel,
@@ -74,7 +74,7 @@ def test_decode_model_is_made_after_some_steps_and_computes_the_same(config: Any
     assert not model.decoder.prepacked
     model.clear_cache()
     stepped(model, PREPACK_AFTER + 3)
-    assert model.decoder.prepacked and model.decoder._products
+    assert model.decoder.prepacked and model.decoder.copies.products
     assert model.decoder._trunk is not model.model.base_model
     hidden = th.randn(4, 32)
     th.testing.assert_close(model.decoder.head(hidden), model.logits(hidden), rtol=1e-5, atol=1e-5)
@@ -132,7 +132,7 @@ def test_decode_model_does_not_outlive_the_weights(change: str) -> None:
     assert model.decoder.prepacked and (before - after).abs().max() > 1e-2
     with th.enable_grad():
         model.trunk(input_ids=th.tensor([[1, 2]]), use_cache=False)
-    assert not model.decoder.prepacked and not model.decoder._products  # and lets memory go
+    assert not model.decoder.prepacked and not model.decoder.copies.products  # and lets memory go
 
 
 @pytest.mark.parametrize("kind", [pytest.param(OneDNNProduct, marks=needs_onednn), CastProduct])
@@ -213,7 +213,7 @@ def test_decode_model_shares_hooks_and_everything_but_linear_layers() -> None:
     for name, module in model.model.named_modules():
         module.register_forward_hook(lambda *_, name=name: seen.append(name))
     stepped(model, PREPACK_AFTER + 1)
-    layers = model.decoder._products
+    layers = model.decoder.copies.products
     model.decoder.prepack(object())
     seen.clear()
     made = model.decoder._trunk
@@ -234,7 +234,9 @@ def test_small_layers_are_joined_but_not_prepacked(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(prepacked, "PREPACK_FROM", VOCAB * 32)
     model = backbone(llama())
     stepped(model, PREPACK_AFTER + 2)
-    assert [type(part) for part in model.decoder._products] == [CastProduct] * 4 + [OneDNNProduct]
+    assert [type(part) for part in model.decoder.copies.products] == [CastProduct] * 4 + [
+        OneDNNProduct
+    ]
     small = DecodeModel(OneDNNProduct, th.bfloat16)
     small.of(nn.Sequential(nn.Linear(4, 4)))
     assert [type(part) for part in small.products] == [CastProduct]  # to be converted once

@@ -175,6 +175,45 @@ def test_a_damaged_file_is_the_cause(own: str, tmp_path: Path) -> None:
         policy_for(vec_env(), str(folder))
 
 
+def test_of_several_files_the_damaged_one_is_named(tmp_path: Path) -> None:
+    LlamaForCausalLM(llama()).save_pretrained(tmp_path, max_shard_size="40KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    policy_for(vec_env(), str(tmp_path))
+    files[1].write_bytes(files[1].read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"the file {files[1].name} is damaged.*SafetensorError"):
+        policy_for(vec_env(), str(tmp_path))
+    files[1].unlink()
+    with pytest.raises(ValueError, match=files[1].name):
+        policy_for(vec_env(), str(tmp_path))
+
+
+def dtype_of(folder: Path) -> th.dtype:
+    model = LlamaForCausalLM.from_pretrained(folder, dtype="auto")
+    (found,) = {parameter.dtype for parameter in model.parameters()}
+    assert model.config.dtype == found
+    return found
+
+
+@pytest.mark.parametrize("dtype", [th.bfloat16, th.float16, th.float32])
+def test_a_checkpoint_keeps_its_precision(dtype: th.dtype, tmp_path: Path) -> None:
+    """It is trained in float32, and an agent keeps that; a folder is as it was."""
+    made: Any = LlamaForCausalLM(llama())
+    made.to(dtype).save_pretrained(tmp_path / "model")
+    model = make_agent(policy={"model": str(tmp_path / "model")})
+    assert {p.dtype for p in model.policy.parameters()} == {th.float32}
+    model.save(tmp_path / "agent.zip")
+    again = PPO.load(tmp_path / "agent.zip", device="cpu")
+    policies: dict[str, Any] = {"made": model.policy, "loaded": again.policy}
+    for name, policy in policies.items():
+        policy.save_pretrained(tmp_path / name)
+        assert dtype_of(tmp_path / name) == dtype
+        assert {p.dtype for p in policy.parameters()} == {th.float32}
+    lora: Any = make_agent(policy={"model": str(tmp_path / "model"), "peft_config": {"r": 2}})
+    lora.policy.save_pretrained(tmp_path / "merged", merge=True)
+    assert dtype_of(tmp_path / "merged") == dtype
+
+
 def test_weights_that_are_not_there_are_not_drawn_at_random(tmp_path: Path) -> None:
     config = llama(tie_word_embeddings=False)
     AutoModel.from_config(config).save_pretrained(tmp_path / "trunk")

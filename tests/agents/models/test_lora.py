@@ -12,7 +12,7 @@ import torch as th
 from transformers import AutoModelForCausalLM
 
 from agents import PPO, warm_start
-from agents.decoding import decoder as decoding
+from agents.decoding import copies as decoding
 from agents.decoding.prepacked import CastProduct
 from agents.models.loading import model_kind
 from agents.rollouts.sequences import split_by_size
