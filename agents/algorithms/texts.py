@@ -66,6 +66,14 @@ class KnowsTexts(SavedExactly):
         engine = None if self.env is None else _text_engine(self.env)
         if engine is None:
             return
+        wanted, made_for = policy.backbone.convention, engine.codec.convention
+        if wanted is not None and wanted != made_for:
+            kinds = {"encoder": "an encoder-decoder", "causal": "a causal model"}
+            raise ValueError(
+                f"The model is {kinds[wanted]}, but the environment's prompts are made for "
+                f"{kinds[made_for]}: give it tokenizer=TextCodec(tokenizer, {wanted!r}) "
+                "(textenvs.text.codec)."
+            )
         self.codec_options = _options(engine.codec)
         policy.facts.update(self._facts(engine))
         known = policy.vocab_size

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ class Backbone(th.nn.Module, ABC):
         capabilities: What it can do.
         adapter: A LoRA adapter that is trained instead of the weights, or None.
         longest: The most tokens that it can read. None: as many as prompt and response budgets.
+        convention: How prompts are to be read for it; see `TextCodec`. None: it does not matter.
         never_said: Tokens that it must not emit, whatever the action space allows.
     """
 
@@ -57,6 +58,7 @@ class Backbone(th.nn.Module, ABC):
     capabilities: Capabilities = Capabilities("no cache", "no packing", "no programs", "no packing")
     adapter: Adapter | None = None
     longest: float | None = None
+    convention: Literal["causal", "encoder"] | None = None
     never_said: tuple[int, ...] = ()
 
     @property

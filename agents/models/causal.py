@@ -73,7 +73,7 @@ class CausalBackbone(HuggingFaceBackbone):
             model = tiny_config(vocab_size, max_tokens)
             model.eos_token_id, model.pad_token_id = eos_token_id, None
         super().__init__(model, adapter)
-        self.layout = CausalLayout()
+        self.layout, self.convention = CausalLayout(), "causal"
         check_sizes(self.model, vocab_size, max_tokens, eos_token_id)
         self.max_tokens = max_tokens
         self.longest = max_tokens

@@ -75,7 +75,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
     ) -> None:
         super().__init__(model, adapter)
         self.prefix = _prefix(self.model)
-        self.layout = Seq2SeqLayout(self.prefix)
+        self.layout, self.convention = Seq2SeqLayout(self.prefix), "encoder"
         own_pad = self.model.config.pad_token_id
         pads = {token for token in (pad_token_id, own_pad) if token is not None}
         self.never_said = tuple(sorted(pads - {eos_token_id}))

@@ -210,3 +210,10 @@ def test_an_adapter_goes_on_exactly_and_is_a_folder_of_its_own(tmp_path: Path) -
         with th.no_grad():
             expected = whole.policy.backbone.last_hidden(obs)
             assert th.allclose(other.last_hidden(obs), expected, atol=1e-5)
+
+
+def test_prompts_are_made_for_the_model() -> None:
+    with pytest.raises(ValueError, match=r"is an encoder-decoder, .*TextCodec\(tokenizer, 'encod"):
+        agent(env={"tokenizer": None})
+    with pytest.raises(ValueError, match=r"is a causal model, .*TextCodec\(tokenizer, 'causal'"):
+        agent("tiny")
