@@ -71,6 +71,7 @@ class Recorded(SetUp):
         self.logger.record("train/approx_kl", log.approx_kl)
         first = parallel.all_gather(metrics["ratio_error"][:1])
         self.logger.record("train/first_ratio_error", max(first))
+        self.logger.record("train/first_ratio_off", metrics["ratio_off"][0])
         self.logger.record("train/loss", metrics["loss"][-1])
         buffer = cast("SequenceRolloutBuffer", self.rollout_buffer)
         if self._text_policy().critic:

@@ -19,6 +19,10 @@ from agents.rollouts.sequences import TokenBatch
 Aggregation = Literal["token", "sequence", "constant"]
 
 
+# A ratio that is farther from 1 is off.
+OFF = 0.2
+
+
 @dataclass(frozen=True)
 class Objective:
     """A weighted sum of loss terms.
@@ -46,10 +50,10 @@ class Objective:
     def __post_init__(self) -> None:
         """Refuse what makes no mean, or has no name of its own."""
         names = [term.name for term in self.terms]
-        taken = {"loss", "approx_kl", "ratio_error"} & set(names)
+        taken = {"loss", "approx_kl", "ratio_error", "ratio_off"} & set(names)
         if taken or len(set(names)) < len(names):
             raise ValueError(
-                "Each loss term needs a name of its own, other than loss, approx_kl and "
+                "Each loss term needs a name of its own, other than loss, approx_kl, ratio_off and "
                 f"ratio_error, but the names are {', '.join(names)}."
             )
         if not any(term.weight for term in self.terms):
@@ -77,8 +81,9 @@ class Objective:
         comes, nor on which ranks.
 
         Returns:
-            Each term's mean by name, `loss`, `approx_kl`, and `ratio_error`: the largest of this
-            rank, of what the policy before the update has sampled.
+            Each term's mean by name, `loss`, `approx_kl`; and of what the policy before the update
+            has sampled `ratio_error`, how far this rank's ratios are from 1 at most, and
+            `ratio_off`, the share of tokens whose ratio is off by more than 20 %.
         """
         terms = [*self.terms, ApproximateKL()]
         own = [buffer.advantages[buffer.index(part)] for part in parts]
@@ -90,7 +95,7 @@ class Objective:
         if self.normalize_advantage and len(advantages) > 1:
             whole = th.from_numpy(advantages)
             mean, std = float(whole.mean()), max(self.whiten_floor, float(whole.std()) + 1e-8)
-        names = [*(term.name for term in terms), "loss"]
+        names = [*(term.name for term in terms), "loss", "ratio_off"]
         total = {name: th.zeros((), device=policy.device) for name in names}
         errors = [th.zeros((), device=policy.device)]
         entropy_gradient = any(
@@ -101,7 +106,9 @@ class Objective:
             batch = batch.with_advantages((batch.advantages - mean) / std)
             new = policy.score(batch.sequences, batch.actions, entropy_gradient)
             present = batch.policy_versions[batch.sequence_ids] == buffer.policy_version
-            errors.append((ratio_errors(batch, new) * present).max())
+            off = ratio_errors(batch, new) * present
+            errors.append(off.max())
+            total["ratio_off"] += (off > OFF).sum() / len(advantages)
             means = {term.name: self._sum(term(batch, new), batch) / count for term in terms}
             weighted = [term.weight * means[term.name] for term in terms if term.weight]
             loss = sum(weighted[1:], weighted[0])

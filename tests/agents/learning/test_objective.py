@@ -149,6 +149,20 @@ def test_a_term_of_ones_own() -> None:
     assert not all(th.equal(a, b) for a, b in zip(gradients[0], gradients[2], strict=True))
 
 
+@pytest.mark.parametrize("size", [None, 8])
+def test_how_many_tokens_are_off(size: int | None) -> None:
+    """Of what rollout and update disagree on, as in 16 bits; in any number of parts."""
+    model = collect(make_agent())
+    buffer = model.rollout_buffer
+    places = np.argwhere(buffer.real)
+    for (step, env), by in zip(places, (0.25, -0.25, 0.15, -0.3), strict=False):
+        buffer.log_probs[step, env] += by  # ratios of 0.78, 1.28, 0.86 and 1.35
+    parts = split_by_size(buffer.sequences, size)
+    metrics = Objective([EntropyLoss(1.0)]).backward(model.policy, buffer, parts)
+    assert metrics["ratio_off"] == pytest.approx(3 / len(places))
+    assert metrics["ratio_error"] == pytest.approx(np.exp(0.3) - 1, 1e-4)
+
+
 def test_terms_need_names_and_a_weight() -> None:
     with pytest.raises(ValueError, match=r"a name of its own, .* entropy_loss, entropy_loss"):
         Objective([EntropyLoss(1.0), EntropyLoss(-1.0)])
