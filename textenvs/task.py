@@ -46,6 +46,8 @@ class Example:
             *before, last = check_messages(self.prompt)
             object.__setattr__(self, "prompt", last["content"])
             object.__setattr__(self, "history", (*self.history, *before))
+        if self.history:
+            check_messages([*self.history, {"role": "user", "content": "Hello"}])
         single = isinstance(self.references, str) or not isinstance(self.references, Iterable)
         references: tuple[Any, ...] = (self.references,) if single else tuple(self.references)
         if not isinstance(self.prompt, str) or not all(isinstance(r, str) for r in references):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from functools import lru_cache
@@ -74,7 +75,11 @@ class KnowsTexts(SavedExactly):
                 f"{kinds[made_for]}: give it tokenizer=TextCodec(tokenizer, {wanted!r}) "
                 "(textenvs.text.codec)."
             )
-        self.codec_options = _options(engine.codec)
+        self.codec_options = {
+            **_options(engine.codec),
+            "system_prompt": engine.task.system_prompt,
+        }
+        policy.tokenizer = _as_read(found, engine.codec)
         policy.facts.update(self._facts(engine))
         known = policy.vocab_size
         highest = max(int(prompt.max()) for prompt in engine.prompts)
@@ -148,7 +153,7 @@ class KnowsTexts(SavedExactly):
 
     def _codec(self) -> TextCodec:
         engine = None if self.env is None else _text_engine(self.env)
-        if engine is not None:
+        if engine is not None and self.codec_options.get("system_prompt") is None:
             return engine.codec
         tokenizer = self._text_policy().tokenizer
         if tokenizer is None:
@@ -156,7 +161,9 @@ class KnowsTexts(SavedExactly):
                 "The agent knows no tokenizer to make tokens of text: give it an environment of "
                 "textenvs (set_env), or load an agent that had one."
             )
-        return TextCodec(tokenizer, **self.codec_options)
+        # Agents that were saved before there were chats read none.
+        former = {"chat_template": False} if self.codec_options else {}
+        return TextCodec(tokenizer, **{**former, **self.codec_options})
 
     def _facts(self, engine: TextEngine) -> dict[str, Any]:
         """Return what a model card says of the training."""
@@ -199,6 +206,17 @@ class KnowsTexts(SavedExactly):
 def _packed(tokenizer: PreTrainedTokenizerBase, size: int) -> bytes:
     """Return a tokenizer as bytes, made once while it has so many tokens."""
     return tokenizers.to_bytes(tokenizer)
+
+
+def _as_read(tokenizer: PreTrainedTokenizerBase, codec: TextCodec) -> PreTrainedTokenizerBase:
+    """Return a tokenizer whose chat template is the one that prompts were made with."""
+    own = getattr(tokenizer, "chat_template", None)
+    used = None if codec.chat is None else codec.chat.template or own
+    if used == own or codec.convention == "encoder":
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = used
+    return changed
 
 
 def _options(codec: TextCodec) -> dict[str, Any]:

@@ -119,7 +119,11 @@ def _fitting(codec: TextCodec, texts: Sequence[str], longest: float) -> list[Tok
 def _rendered(codec: TextCodec, text: str) -> str:
     """Return a user's text as the model reads it."""
     said = codec.as_text(text)
-    return said if codec.chat is None else codec.chat.prompt([{"role": "user", "content": said}])
+    if codec.chat is None:
+        return said
+    system = [] if codec.system_prompt is None else [("system", codec.system_prompt)]
+    messages = [{"role": role, "content": content} for role, content in (*system, ("user", said))]
+    return codec.chat.prompt(messages)
 
 
 def _budget(policy: BackbonePolicy, key: str) -> int:

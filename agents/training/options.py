@@ -45,8 +45,8 @@ class DataOptions:
     """Which columns of the dataset to read, as prompt=COLUMN references=COLUMN."""
     template: str | None = None
     """The prompt around the columns, such as "Review: {prompt}\\nLabel:". Default: the task's."""
-    chat_template: str = "auto"
-    """auto: the tokenizer's, if it has one; true; false; or a file with a Jinja template."""
+    chat_template: str | None = None
+    """true, false, or a file with a Jinja template. Default: the tokenizer's, if it has one."""
     system_prompt: str | None = None
     """What a chat begins with. Default: the task's, if it has one."""
     choices: tuple[str, ...] = ()

@@ -44,7 +44,10 @@ GROUP_SIZE = 8
 # Options that fall to 0 linearly.
 RATES = {"learning_rate", "vf_learning_rate"}
 # Options that may be a file or a folder here, and must be found from anywhere later.
-PATHS = ("dataset", "eval_dataset", "model", "tokenizer", "value_model", "ref_model")
+PATHS = (
+    *("dataset", "eval_dataset", "model", "tokenizer", "value_model", "ref_model"),
+    "chat_template",
+)
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class RunSpec(RunOptions):
         else:
             given["group_size"] = self.resolved_group_size if self.resolved_group_size > 1 else None
             given["sampling"] = self.sampling if self.sampling != "random" else None
-        if self.chat_template != "auto":
+        if self.chat_template is not None:
             switches = {"true": True, "false": False}
             given["chat_template"] = switches.get(self.chat_template, self.chat_template)
         return {

@@ -32,9 +32,15 @@ TEMPLATES = {
     + "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     + "{% elif m.role == 'assistant' %} {{ m.content }}<|eos|>"
     + "{% else %}[SYS] {{ m.content }} [/SYS]{% endif %}{% endfor %}",
-    # What was thought in earlier turns is left out.
+    "Llama 2": LOOP
+    + "{% if m.role == 'user' %}<|bos|>[INST] {{ m.content }} [/INST]"
+    + "{% elif m.role == 'assistant' %} {{ m.content }} <|eos|>"
+    + "{% else %}[SYS] {{ m.content }} [/SYS]{% endif %}{% endfor %}",
+    # What was thought in earlier turns is left out, and the last one has empty thoughts.
     "Qwen 3": LOOP
-    + "<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n"
+    + "<|im_start|>{{ m.role }}\n"
+    + "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    + "{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n"
     + END
     + "<|im_start|>assistant\n{% endif %}",
 }

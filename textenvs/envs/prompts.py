@@ -153,6 +153,31 @@ def fit_prompts(
     )
 
 
+def check_system_prompt(task: Task, codec: TextCodec) -> None:
+    """Refuse a system prompt that nobody would read.
+
+    Raises:
+        ValueError: If there is no chat template, or it leaves the system prompt out.
+        TypeError: If it is no text.
+    """
+    prompt = task.system_prompt
+    if prompt is None:
+        return
+    if not isinstance(prompt, str):
+        raise TypeError(f"system_prompt must be a text, but it is a {type(prompt).__name__}.")
+    if codec.chat is None:
+        raise ValueError(
+            "A system prompt needs a chat template, and the tokenizer has none, or chat_template="
+            "False: give one, or leave the system prompt out."
+        )
+    system: Message = {"role": "system", "content": prompt}
+    if prompt.strip() not in codec.chat.prompt([system, {"role": "user", "content": "Hello"}]):
+        raise ValueError(
+            "The chat template leaves out the system prompt: give another template, or leave the "
+            "system prompt out."
+        )
+
+
 def check_cue(task: Task, codec: TextCodec, example: Example) -> None:
     """Warn where a conversation's first turn ends otherwise than its later ones."""
     if task.max_turns == 1 or not example.prompt or codec.chat is not None:

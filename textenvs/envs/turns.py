@@ -126,9 +126,9 @@ def end_turn(encoded: EncodedTask, slots: Slots, slot: int, rng: np.random.Gener
     if len(transcript.responses) < task.max_turns:
         reply = task.reply(transcript, rng)
         if reply is not None:
-            added = codec.encode_reply(render_reply(task, codec, example, turns, reply))
-            if codec.chat is not None and tokens[-1:] == added[:1]:
-                added = added[1:]  # what ends a turn there has been said
+            text = render_reply(task, codec, example, turns, reply)
+            chats = codec.chat is not None
+            added = codec.behind_turn(tokens, text) if chats else codec.encode_reply(text)
             continuation = np.concatenate([slots.prompt(slot), tokens, added])
             if len(continuation) <= encoded.max_prompt_tokens:
                 slots.turns[slot] = (*turns, Turn("user", reply))

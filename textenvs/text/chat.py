@@ -25,7 +25,8 @@ class ChatTemplate:
     Attributes:
         template: See above.
         separator: What stands between the cue for a response and the response.
-        turn_end: The text that the template puts behind a response.
+        turn_end: The text that the template puts behind a response, and what follows.
+        written: What the template writes around messages.
         between: The text between two responses, but for the user's own.
 
     Raises:
@@ -36,11 +37,24 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.template = template
         asked: list[Message] = [{"role": "user", "content": "Hello"}]
-        whole = self._render([*asked, _said(MARK)])
-        before, _, self.turn_end = whole.rpartition(MARK)
-        cue = self.prompt(asked)
-        self.separator = before[len(cue) :] if before.startswith(cue) else ""
+        if "Hello" not in (cue := self.prompt(asked)):
+            raise ValueError(
+                "The chat template leaves out what the user said: give another template "
+                "(chat_template=...), or none (chat_template=False)."
+            )
+        # An answered turn: some templates write the last one otherwise, such as empty thoughts.
+        before, _, behind = self._render([*asked, _said(MARK), *asked]).rpartition(MARK)
+        self.turn_end = behind
+        between = before[len(cue) :] if before.startswith(cue) else ""
+        self.separator = "" if between.strip() else between
+        if between.strip() and cue == self._render(asked):
+            raise ValueError(
+                "The chat template has no cue for a response (it ignores add_generation_prompt), "
+                f"but writes {between!r} in front of one: give another template "
+                "(chat_template=...), or none (chat_template=False)."
+            )
         self.between = self.continuation([*asked, _said("Hello")], "")
+        self.written = cue + behind
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """Return a conversation, with the cue for the next response."""

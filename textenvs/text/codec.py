@@ -44,6 +44,7 @@ class TextCodec:
         chat_template: Whether prompts are chats. "auto": if the tokenizer has a template and the
             model is causal; True: by the tokenizer's own; False: no; else a Jinja template, or a
             file that holds one.
+        system_prompt: What a chat begins with where the task says nothing else.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -72,6 +73,7 @@ class TextCodec:
         separator: str | None = None,
         split_special_tokens: bool = True,
         chat_template: bool | str | Path = "auto",
+        system_prompt: str | None = None,
     ) -> None:
         if convention is None:
             convention = "encoder" if model_is_seq2seq(tokenizer) else "causal"
@@ -84,13 +86,15 @@ class TextCodec:
         self.split_special_tokens = split_special_tokens
         self.vocabulary_size = _vocabulary_size(self.tokenizer, fingerprint(self.tokenizer))
         self._special_ids = special_ids(self.tokenizer)
+        self.system_prompt = system_prompt
+        if chat_template == "auto" and not split_special_tokens:
+            chat_template = False  # prompts that have been rendered already
         self.chat = chat_template_of(self.tokenizer, chat_template, self.convention)
         own = int(cast("int", self.tokenizer.eos_token_id))
         self.eos_token_id = own
         if self.chat is not None:
             self.separator = self.chat.separator if separator is None else separator
-            end = self._pieces.continuation(self.chat.turn_end)
-            self.eos_token_id = end[0] if end and end[0] in self._special_ids else own
+            self.eos_token_id = self._end_of_a_turn(self.chat.turn_end, own)
         self.chat_template = self.chat is not None and (self.chat.template or True)
         pad = self.tokenizer.pad_token_id
         self.pad_token_id = own if pad is None else int(cast("int", pad))
@@ -108,6 +112,10 @@ class TextCodec:
         # A character takes one token at least, and a byte one at most.
         self._stop_window = 1 + max((len(s.encode()) for s in self.stop_strings), default=0)
         specials = special_texts(self.tokenizer)
+        if self.chat is not None:
+            added = map(str, getattr(self.tokenizer, "added_tokens_decoder", {}).values())
+            marks = {text for text in added if text in self.chat.written}
+            specials = tuple(sorted({*specials, *marks}, key=lambda text: (-len(text), text)))
         self.as_text = Breaker(specials if split_special_tokens else ())
         ids = {*self.stop_token_ids, self.pad_token_id, self.tokenizer.bos_token_id} - {None}
         roles = set(self.tokenizer.convert_ids_to_tokens(list(cast("set[int]", ids))))
@@ -117,18 +125,21 @@ class TextCodec:
     def encode_prompts(self, texts: Iterable[str]) -> tuple[TokenIds, ...]:
         """Encode prompts with the special tokens that belong around an input, each once.
 
+        A chat template has written those that it wants.
+
         An empty prompt becomes one token (BOS, else EOS), since a model needs something to read.
         The same texts are encoded once for a tokenizer, however many environments ask for them.
 
         Args:
             texts: The prompts; what came through `as_text` is encoded as text.
         """
-        closed = self.convention == "encoder"
-        return _encode_prompts(self.tokenizer, fingerprint(self.tokenizer), closed, tuple(texts))
+        around = None if self.chat is not None else self.convention == "encoder"
+        return _encode_prompts(self.tokenizer, fingerprint(self.tokenizer), around, tuple(texts))
 
     def encode_prompt(self, text: str) -> TokenIds:
         """Encode one prompt; it is not remembered."""
-        return _encode(self.tokenizer, self.convention == "encoder", [text])[0]
+        around = None if self.chat is not None else self.convention == "encoder"
+        return _encode(self.tokenizer, around, [text])[0]
 
     def cuts(self, text: str) -> list[int]:
         """Return where a text may be cut, from 0 to its length: behind tokens, if that is known."""
@@ -230,6 +241,35 @@ class TextCodec:
         ends = (i for i in range(len(response)) if self.has_stopped(response[: i + 1]))
         return next(ends, None)
 
+    def behind_turn(self, tokens: TokenIds, text: str) -> TokenIds:
+        """Encode what a chat template puts behind a response, but for the end that was said.
+
+        Args:
+            tokens: The response.
+            text: What the template puts there; see `ChatTemplate.continuation`.
+        """
+        added = self.encode_reply(text)
+        ends = np.flatnonzero(added == self.eos_token_id)
+        if len(tokens) and tokens[-1] == self.eos_token_id and len(ends):
+            before = self._pieces.decode(added[: ends[0]].tolist(), skip_special_tokens=False)
+            return added if before.strip() else added[ends[0] + 1 :]
+        return added
+
+    def _end_of_a_turn(self, text: str, eos: int) -> int:
+        """Return the token that a template puts first behind a response, if it is one of its own.
+
+        Args:
+            text: What it puts there.
+            eos: What it is otherwise.
+        """
+        own = {*self._special_ids, *getattr(self.tokenizer, "added_tokens_decoder", {})}
+        for token in self._pieces.continuation(text):
+            if token in own:
+                return token
+            if self._pieces.decode([token], skip_special_tokens=False).strip():
+                break
+        return eos
+
     def _separator(self, prompt: str | None) -> str:
         if self.separator is not None:
             return self.separator
@@ -284,14 +324,18 @@ def _vocabulary_size(tokenizer: PreTrainedTokenizerBase, key: str) -> int:
 
 @lru_cache(maxsize=64)
 def _encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, key: str, closed: bool, texts: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase, key: str, closed: bool | None, texts: tuple[str, ...]
 ) -> tuple[TokenIds, ...]:
     return _encode(tokenizer, closed, texts)  # `key` says what the tokenizer is like now
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, closed: bool, texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, closed: bool | None, texts: Sequence[str]
 ) -> tuple[TokenIds, ...]:
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    encoded = PieceEncoder(tokenizer).inputs(texts, closed)
+    pieces = PieceEncoder(tokenizer)
+    if closed is None:
+        encoded = [pieces.whole(text) for text in texts]
+    else:
+        encoded = pieces.inputs(texts, closed)
     return tuple(np.asarray(ids or [start], dtype=np.int64) for ids in encoded)

@@ -107,6 +107,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     parts: list[object] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    parts.append(repr(getattr(tokenizer, "chat_template", None)))
     parts += [(token, repr(text)) for token, text in added.items()]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):

@@ -132,7 +132,7 @@ def test_every_option_leads_somewhere() -> None:
     # An option is the algorithm's or the policy's by its name, or is given to the environment; the
     # rest are the run's own.
     data = RunSpec("TextGen-v0", template="{prompt}:", choices=("a",), observe=("chrf",))
-    data = replace(data, group_size=2, sampling="epoch", chat_template="x", system_prompt="x")
+    data = replace(data, group_size=2, sampling="epoch", chat_template="true", system_prompt="x")
     used = {*algorithm_options(), *policy_options(), *data.env_kwargs()}
     of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples", "eval_freq", "patience"}
     of_the_run |= {"checkpoint_freq", "trace_episodes", "report_to"}
