@@ -44,9 +44,9 @@ def test_what_is_saved_ends_turns_and_samples_as_it_was_trained(tmp_path: Path) 
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     (eos,) = embedded_tokenizer().encode("!")
     assert config["eos_token_id"] == [eos, 9] and config["bos_token_id"] == 3
-    assert config["dtype"] == "float32"
+    assert config["dtype"] == "bfloat16"
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    assert loaded.dtype == th.float32
+    assert loaded.dtype == th.bfloat16
     settings = loaded.generation_config
     assert (settings.eos_token_id, settings.max_new_tokens) == ([eos, 9], 8)
     assert (settings.do_sample, settings.temperature, settings.top_k, settings.top_p) == (
