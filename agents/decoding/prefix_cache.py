@@ -193,7 +193,8 @@ class PrefixCache:
         if self._stateful:
             groups = [some[missing[some] == length] for length in np.unique(missing[some])]
         too_much = len(some) * int(missing.max()) > self._prefill_tokens
-        if known.any() and (too_much or _mask_numbers(known[some], until[some]) > MASK_NUMBERS):
+        too_much |= _mask_numbers(known[some], until[some]) > MASK_NUMBERS
+        if not self._stateful and known.any() and too_much:
             # Rows of which nothing is known need no mask.
             groups = [some[known[some] == 0], some[known[some] > 0]]
         for group in groups:

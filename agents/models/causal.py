@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, cast
 
@@ -90,7 +91,13 @@ class CausalBackbone(HuggingFaceBackbone):
         self.hidden_size = first.shape[-1]
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.capabilities = probe(self, max_tokens)
-        self.compiled = compiled
+        self.compiled = compiled and self.capabilities.compiles is None
+        if compiled and not self.compiled:
+            warnings.warn(
+                f"The steps of {type(self.model).__name__} are not compiled: "
+                f"{self.capabilities.compiles}. They run as they are.",
+                stacklevel=2,
+            )
         self.finish(autocast, gradient_checkpointing)
 
     def trunk(self, **inputs: Any) -> th.Tensor:

@@ -68,6 +68,26 @@ def test_every_way_to_compute_a_model_gives_the_same(name: str) -> None:
         assert row_of(name, backbone) in DOCS.read_text()
 
 
+@pytest.mark.parametrize("name", ["Mamba", "Granite 4 (hybrid)", "Llama, SmolLM"])
+def test_prompts_that_rows_share_are_read_in_parts(name: str) -> None:
+    """States are those of rows without padding, also where copies are left out of a forward."""
+    backbone = build(name)
+    backbone.prefill_tokens = 16
+    random = np.random.default_rng(0)
+    some = [random.integers(LEAST, VOCAB, length) for length in (8, 7, 3, 2, 5)]
+    observation = observe([*some, *some], [[] for _ in range(10)])
+    with realistic_weights(backbone.model):
+        hidden, plain = backbone.next_hidden(observation), backbone.last_hidden(observation)
+    assert (hidden - plain).abs().max() < 1e-5 * plain.abs().max()
+
+
+@pytest.mark.parametrize("name", ["Mamba", "BLOOM (ALiBi)"])
+def test_what_cannot_be_compiled_runs_as_it_is(name: str) -> None:
+    with pytest.warns(UserWarning, match="are not compiled: it"):
+        made = CausalBackbone(ARCHITECTURES[name](), VOCAB, LENGTH, compiled=True)
+    assert not made.compiled
+
+
 def play(backbone: CausalBackbone) -> tuple[list[Episode], float]:
     """Play ragged rows: some begin another episode in the middle, some go on with another turn.
 
@@ -110,7 +130,7 @@ def observe(prompts: list[Any], said: list[list[int]]) -> dict[str, Any]:
         ("prompt", prompts, LENGTH - RESPONSE),
         ("response", said, RESPONSE),
     ):
-        observation[key] = np.zeros((ROWS, width), dtype=np.int64)
+        observation[key] = np.zeros((len(rows), width), dtype=np.int64)
         observation[f"{key}_length"] = np.array([[len(row)] for row in rows])
         for i, row in enumerate(rows):
             observation[key][i, : len(row)] = row
