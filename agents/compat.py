@@ -108,7 +108,8 @@ def without_layers(cache: Cache) -> None:
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:
     """Return what makes a model's hidden states, without its head; transformers 5.17, 5.23."""
-    found = model.base_model, model.get_decoder(), getattr(model, "model", None)
+    ways = (lambda: model.base_model, model.get_decoder, lambda: getattr(model, "model", None))
+    found = (way() for way in ways)
     return next(trunk for trunk in found if trunk is not None and trunk is not model)
 
 

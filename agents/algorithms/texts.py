@@ -75,10 +75,7 @@ class KnowsTexts(SavedExactly):
                 f"{kinds[made_for]}: give it tokenizer=TextCodec(tokenizer, {wanted!r}) "
                 "(textenvs.text.codec)."
             )
-        self.codec_options = {
-            **_options(engine.codec),
-            "system_prompt": engine.task.system_prompt,
-        }
+        self.codec_options = _options(engine.codec)
         policy.tokenizer = _as_read(found, engine.codec)
         policy.facts.update(self._facts(engine))
         known = policy.vocab_size
@@ -153,7 +150,7 @@ class KnowsTexts(SavedExactly):
 
     def _codec(self) -> TextCodec:
         engine = None if self.env is None else _text_engine(self.env)
-        if engine is not None and self.codec_options.get("system_prompt") is None:
+        if engine is not None:
             return engine.codec
         tokenizer = self._text_policy().tokenizer
         if tokenizer is None:

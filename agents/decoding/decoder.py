@@ -168,11 +168,10 @@ class Decoder:
             shared: What the rows have in common.
         """
         told: ModelMask | None = None
-        if mask is not None:
-            dtype = self._autocast or self._model.dtype
-            told = self._masks.of(mask, positions, dtype)
-            if self.own_masks:
-                told = mask[:, 0, -1].long()
+        if mask is not None and self.own_masks:
+            told = mask[:, 0, -1].long()
+        elif mask is not None:
+            told = self._masks.of(mask, positions, self._autocast or self._model.dtype)
         inputs = (tokens, positions, told, cache)
         if shared is not None:
             with using_attention(self._model.config, SHARED_ATTENTION):

@@ -37,7 +37,7 @@ class UpdateLog:
 
     @property
     def approx_kl(self) -> float:
-        """The mean over the rollout, each part as it was computed last.
+        """The mean over the last minibatches, as many as the rollout has.
 
         SB3's is that of the last epoch, of which a stop may leave one minibatch: there, a single
         token of a hundred times its probability is all of it.

@@ -83,7 +83,6 @@ class CausalBackbone(HuggingFaceBackbone):
         self.prefill_tokens = prefill_tokens
         # How many tokens the model knows, if the tokenizer has more.
         self._known = rows if (rows := rows_of(self.model)) < vocab_size else None
-        self._decoder: Decoder | None = None
         self.compiled = False
         self.linear_head, self.own_masks = True, False
         with th.no_grad():
@@ -177,23 +176,15 @@ class CausalBackbone(HuggingFaceBackbone):
                 self._readable(th.from_numpy(row[:length]))
         return self.decoder.next_hidden(observation, scope)
 
-    def next_logits(self, hidden: th.Tensor) -> th.Tensor:
-        """Return the logits of hidden states, by what rollouts run the head by."""
-        return self.decoder.head(hidden) if self.decodes else self.logits(hidden)
-
     def program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of hidden states as rollouts run it, compiled if that is wanted."""
         return self.decoder.program(key, function) if self.decodes else function
-
-    def forget_decoder(self) -> None:
-        """Let go what runs the model for rollouts."""
-        self._decoder = None
 
     @property
     def decoder(self) -> Decoder:
         """What rollouts run the model by."""
         if self._decoder is None:
-            self._decoder = Decoder(
+            decoder = Decoder(
                 self.model,
                 self.head,
                 autocast=self.autocast,
@@ -203,21 +194,9 @@ class CausalBackbone(HuggingFaceBackbone):
                 own_masks=self.own_masks,
             )
             if self.capabilities.shares is None:
-                self._decoder.share_from = LEAST_KEYS
-        return self._decoder
-
-    def start_rollout(self, steps: int) -> None:
-        """Drop what is remembered, and prepare for a rollout of so many steps."""
-        self.decoder.start_rollout(steps)
-
-    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
-        """Go on with these of the rollout's rows, in this order, at the cost of a step each."""
-        self.decoder.keep_rows(rows)
-
-    def clear_cache(self) -> None:
-        """Let all memory of rollouts go but that of compiled programs."""
-        if self._decoder is not None:
-            self._decoder.clear()
+                decoder.share_from = LEAST_KEYS
+            self._decoder = decoder
+        return cast("Decoder", self._decoder)
 
     def _last_hidden(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> th.Tensor:
         rows = tokens[:, : int(lengths.max())], lengths - 1

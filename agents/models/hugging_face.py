@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch as th
 from torch import nn
 from transformers import PretrainedConfig
@@ -15,6 +19,27 @@ from agents.models.backbone import Backbone
 from agents.models.checkpointing import checkpoint_layers, recomputing
 from agents.models.loading import ModelSpec, load_model
 from agents.models.lora import Adapter, AdapterSpec, adapter_folder
+
+
+class RolloutDecoder(Protocol):
+    """What runs a model for rollouts, and remembers."""
+
+    @property
+    def head(self) -> Callable[[th.Tensor], Any]:
+        """What makes logits of hidden states."""
+        ...
+
+    def start_rollout(self, steps: int) -> None:
+        """Drop what is remembered, and prepare for a rollout of so many steps."""
+        ...
+
+    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
+        """Go on with these of the rollout's rows, in this order."""
+        ...
+
+    def clear(self) -> None:
+        """Let the memory go."""
+        ...
 
 
 class HuggingFaceBackbone(Backbone):
@@ -55,11 +80,11 @@ class HuggingFaceBackbone(Backbone):
         # What is tried is the model in float32.
         self.autocast: th.dtype | None = None
         self._checkpointed: list[nn.Module] = []
+        self._decoder: RolloutDecoder | None = None
 
     def finish(self, autocast: th.dtype | None, gradient_checkpointing: bool) -> None:
         """Let the model compute as it is wanted."""
-        self.autocast = autocast
-        self.forget_decoder()
+        self.autocast, self._decoder = autocast, None
         if gradient_checkpointing:
             self._checkpointed = checkpoint_layers(self.model)
 
@@ -73,9 +98,27 @@ class HuggingFaceBackbone(Backbone):
         """Whether a decoder runs now; what it remembers is of the model with its own adapter."""
         return self.capabilities.caches is None and (self.adapter is None or self.adapter.in_place)
 
-    def forget_decoder(self) -> None:
-        """Let go what runs the model for rollouts: the model is another one."""
-        return None
+    @property
+    @abstractmethod
+    def decoder(self) -> RolloutDecoder:
+        """What rollouts run the model by; it is kept as `_decoder`."""
+
+    def next_logits(self, hidden: th.Tensor) -> th.Tensor:
+        """Return the logits of hidden states, by what rollouts run the head by."""
+        return cast("th.Tensor", self.decoder.head(hidden)) if self.decodes else self.logits(hidden)
+
+    def start_rollout(self, steps: int) -> None:
+        """Drop what is remembered, and prepare for a rollout of so many steps."""
+        self.decoder.start_rollout(steps)
+
+    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
+        """Go on with these of the rollout's rows, in this order, at the cost of a step each."""
+        self.decoder.keep_rows(rows)
+
+    def clear_cache(self) -> None:
+        """Let all memory of rollouts go but that of compiled programs."""
+        if self._decoder is not None:
+            self._decoder.clear()
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model; of one that can be loaded from elsewhere, its adapter alone."""
@@ -94,8 +137,7 @@ class HuggingFaceBackbone(Backbone):
     def merge_adapter(self) -> None:
         """Add the adapter, if there is one, to the weights, which are all trained from now on."""
         if self.adapter is not None:
-            self.model, self.adapter = self.adapter.merge(), None
-            self.forget_decoder()
+            self.model, self.adapter, self._decoder = self.adapter.merge(), None, None
             self.model.requires_grad_(True)
 
     def _autocasting(self, device: th.device) -> AbstractContextManager[Any]:

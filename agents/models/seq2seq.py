@@ -85,7 +85,6 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         _tell_of_settings(self.model)
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.hidden_size = int(self.model.config.get_text_config(decoder=True).hidden_size)
-        self._decoder: Seq2SeqDecoder | None = None
         kind = kind_of(self.model), min(4, max_response)
         if kind not in _TRIED:
             with realistic_weights(self.model), th.no_grad():
@@ -203,10 +202,6 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
                 return self.last_hidden(observation)
         return self.decoder.next_hidden(observation, scope).clone()
 
-    def next_logits(self, hidden: th.Tensor) -> th.Tensor:
-        """Return what `logits` gives, by a head that is made once."""
-        return cast("th.Tensor", self.decoder.head(hidden)) if self.decodes else self.logits(hidden)
-
     @property
     def decoder(self) -> Seq2SeqDecoder:
         """What rollouts run the model by."""
@@ -214,24 +209,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
             self._decoder = Seq2SeqDecoder(
                 self.model, self.head, self, self.prefix, self.prefill_tokens, self.autocast
             )
-        return self._decoder
-
-    def start_rollout(self, steps: int) -> None:
-        """Drop what is remembered, and prepare for a rollout of so many steps."""
-        self.decoder.start_rollout(steps)
-
-    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
-        """Go on with these of the rollout's rows, in this order."""
-        self.decoder.keep_rows(rows)
-
-    def clear_cache(self) -> None:
-        """Let all memory of rollouts go."""
-        if self._decoder is not None:
-            self._decoder.clear()
-
-    def forget_decoder(self) -> None:
-        """Let go what runs the model for rollouts."""
-        self._decoder = None
+        return cast("Seq2SeqDecoder", self._decoder)
 
     def generation_settings(self) -> dict[str, Any]:
         """Return what `generate` starts with, and what it must not say."""
@@ -317,7 +295,6 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
             observation = {**fixed, "response_length": said}
             ask = partial(self.decoder.next_hidden, observation, "rollout")
             reason = reason or why_not(ask, self.last_hidden(observation))
-        self._decoder = None
         return reason
 
 

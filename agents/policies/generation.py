@@ -121,9 +121,7 @@ def _rendered(codec: TextCodec, text: str) -> str:
     said = codec.as_text(text)
     if codec.chat is None:
         return said
-    system = [] if codec.system_prompt is None else [("system", codec.system_prompt)]
-    messages = [{"role": role, "content": content} for role, content in (*system, ("user", said))]
-    return codec.chat.prompt(messages)
+    return codec.chat.prompt(codec.begun([{"role": "user", "content": said}]))
 
 
 def _budget(policy: BackbonePolicy, key: str) -> int:

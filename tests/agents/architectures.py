@@ -20,6 +20,10 @@ HEADS: dict[str, Any] = {**GROUPED, "head_dim": 8}
 PADDED: dict[str, Any] = {**GROUPED, "pad_token_id": 0}
 GPT: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, **NO_ROLES}
 BLOOM: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+FALCON: dict[str, Any] = {
+    **{"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **NO_ROLES,
+}
 ALTERNATING: dict[str, Any] = {
     "sliding_window": WINDOW,
     "layer_types": ["sliding_attention", "full_attention"],
@@ -65,23 +69,8 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     "DiffLlama": lambda: made("diffllama", **HEADS),
     "ERNIE 4.5": lambda: made("ernie4_5", **{**PADDED, "head_dim": 8}),
     "EXAONE 4 (window)": lambda: made("exaone4", **HEADS, **ALTERNATING),
-    "Falcon": lambda: made(
-        "falcon",
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        **NO_ROLES,
-    ),
-    "Falcon (ALiBi)": lambda: made(
-        "falcon",
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        alibi=True,
-        **NO_ROLES,
-    ),
+    "Falcon": lambda: made("falcon", **FALCON),
+    "Falcon (ALiBi)": lambda: made("falcon", **FALCON, alibi=True),
     "Falcon H1": lambda: made(
         "falcon_h1",
         **HEADS,

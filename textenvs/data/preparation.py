@@ -19,9 +19,8 @@ def prepare_task(
     split: str = "train",
     choices: Sequence[str] | None = None,
     template: str | None = None,
-    system_prompt: str | None = None,
 ) -> Task:
-    """Return the task itself, or a copy of it with other choices, template or system prompt.
+    """Return the task itself, or a copy of it with other choices or another template.
 
     Args:
         task: The task; it is not changed, and what it holds is shared with the copy.
@@ -30,7 +29,6 @@ def prepare_task(
         split: The split that is wanted.
         choices: The only responses allowed. None: the task's own, or those of the data.
         template: The text around the prompt; see `Task.template`. None: the task's own.
-        system_prompt: What a chat begins with. None: the task's own.
 
     Raises:
         ValueError: If the choices are not two or more different texts, or the template has no
@@ -49,9 +47,6 @@ def prepare_task(
         _check_template(task, template)
         task = copy.copy(task)
         task.template = template
-    if system_prompt is not None:
-        task = copy.copy(task)
-        task.system_prompt = system_prompt
     return task
 
 

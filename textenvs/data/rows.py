@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
 
-from textenvs.messages import are_messages, check_messages
+from textenvs.messages import are_messages
 from textenvs.task import Example, Task
 
 
@@ -67,12 +67,7 @@ def as_example(
                 f"{repr(close[0]) if close else '...'}}}."
             )
     prompt, references = values.pop("prompt", ""), values.pop("references", ())
-    if are_messages(prompt):
-        try:
-            check_messages(prompt)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    elif not isinstance(prompt, str):
+    if not isinstance(prompt, str) and not are_messages(prompt):
         raise ValueError(
             f"{where}: the prompt must be text or a list of messages, but it is a "
             f"{type(prompt).__name__} ({prompt!r})."
@@ -85,7 +80,10 @@ def as_example(
             f"{where}: the references must be a text or a list of texts (or whole numbers), but "
             f"they are {values_of(references)}."
         )
-    return Example(prompt, texts, values)
+    try:
+        return Example(prompt, texts, values)
+    except ValueError as error:  # of messages
+        raise ValueError(f"{where}: {error}") from error
 
 
 def values_of(references: Iterable[Any]) -> str:

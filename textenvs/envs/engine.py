@@ -18,7 +18,6 @@ from textenvs.data.preparation import prepare_task
 from textenvs.data.sampler import ExampleSampler, Sampling
 from textenvs.envs.encoding import encode_task
 from textenvs.envs.observations import Observation, Observations
-from textenvs.envs.prompts import check_system_prompt
 from textenvs.envs.slots import Slots
 from textenvs.envs.state import check_fits
 from textenvs.envs.turns import check_ids, end_turn, rests_of_turns
@@ -102,17 +101,10 @@ class TextEngine:
         group_size: int = 1,
     ) -> None:
         source = {"dataset": dataset, "fields": fields, "split": split}
-        if system_prompt is None and isinstance(tokenizer, TextCodec):
-            system_prompt = tokenizer.system_prompt
-        self.task = prepare_task(
-            load_task(task),
-            **source,
-            choices=choices,
-            template=template,
-            system_prompt=system_prompt,
-        )
-        self.codec = codec_of(tokenizer, stop, chat_template)
-        check_system_prompt(self.task, self.codec)
+        self.task = prepare_task(load_task(task), **source, choices=choices, template=template)
+        codec = codec_of(tokenizer, stop, chat_template)
+        given = (system_prompt, codec.system_prompt, self.task.system_prompt)
+        self.codec = codec.with_system_prompt(next((p for p in given if p is not None), None))
         self.terms = resolve_rewards(reward, self.task)
         self.observed = resolve_observed(observe, self.task, self.terms)
         self._encoded = encode_task(

@@ -58,23 +58,19 @@ def prompt_text(task: Task, example: Example) -> str:
     )
 
 
-def messages_of(task: Task, example: Example) -> list[Message]:
+def messages_of(task: Task, codec: TextCodec, example: Example) -> list[Message]:
     """Return the messages of an example's chat, up to the one that is to be answered."""
     prompt = task.prompt(example)
     if isinstance(prompt, str):
         user: Message = {"role": "user", "content": first_turn(task, prompt)}
-        messages = [*example.history, user]
-    else:
-        messages = list(check_messages(prompt))
-    if task.system_prompt is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": task.system_prompt})
-    return messages
+        return codec.begun([*example.history, user])
+    return codec.begun(check_messages(prompt))
 
 
 def _chat(task: Task, codec: TextCodec, chat: ChatTemplate, example: Example) -> Prompt:
-    messages = messages_of(task, example)
+    messages = messages_of(task, codec, example)
     if any(codec.as_text.finds(message["content"]) for message in messages):
-        messages = messages_of(task, _as_text(codec, example))
+        messages = messages_of(task, codec, _as_text(codec, example))
     return Prompt(chat.prompt(messages), shown(messages[-1]["content"]))
 
 
@@ -93,7 +89,7 @@ def render_reply(
     if codec.chat is None:
         return task.format_reply(codec.as_text(reply))
     said = [{"role": ROLES[turn.role], "content": codec.as_text(turn.text)} for turn in turns[1:]]
-    messages = [*messages_of(task, _as_text(codec, example)), *said]
+    messages = [*messages_of(task, codec, _as_text(codec, example)), *said]
     return codec.chat.continuation(messages, codec.as_text(reply))
 
 
@@ -151,31 +147,6 @@ def fit_prompts(
         tuple(prompt._replace(text=shown(prompt.text)) for prompt, _ in fitting.values()),
         tuple(ids for _, ids in fitting.values()),
     )
-
-
-def check_system_prompt(task: Task, codec: TextCodec) -> None:
-    """Refuse a system prompt that nobody would read.
-
-    Raises:
-        ValueError: If there is no chat template, or it leaves the system prompt out.
-        TypeError: If it is no text.
-    """
-    prompt = task.system_prompt
-    if prompt is None:
-        return
-    if not isinstance(prompt, str):
-        raise TypeError(f"system_prompt must be a text, but it is a {type(prompt).__name__}.")
-    if codec.chat is None:
-        raise ValueError(
-            "A system prompt needs a chat template, and the tokenizer has none, or chat_template="
-            "False: give one, or leave the system prompt out."
-        )
-    system: Message = {"role": "system", "content": prompt}
-    if prompt.strip() not in codec.chat.prompt([system, {"role": "user", "content": "Hello"}]):
-        raise ValueError(
-            "The chat template leaves out the system prompt: give another template, or leave the "
-            "system prompt out."
-        )
 
 
 def check_cue(task: Task, codec: TextCodec, example: Example) -> None:

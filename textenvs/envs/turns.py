@@ -127,8 +127,7 @@ def end_turn(encoded: EncodedTask, slots: Slots, slot: int, rng: np.random.Gener
         reply = task.reply(transcript, rng)
         if reply is not None:
             text = render_reply(task, codec, example, turns, reply)
-            chats = codec.chat is not None
-            added = codec.behind_turn(tokens, text) if chats else codec.encode_reply(text)
+            added = codec.behind_turn(tokens, text)
             continuation = np.concatenate([slots.prompt(slot), tokens, added])
             if len(continuation) <= encoded.max_prompt_tokens:
                 slots.turns[slot] = (*turns, Turn("user", reply))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from textenvs.messages import Message
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# {"role": "system", "user" or "assistant", "content": text}
+Message = Mapping[str, str]
 
 # Stands where a response will be: a noncharacter of Unicode, which no text contains.
 MARK = "\ufdd2"
@@ -144,6 +145,30 @@ def chat_template_of(
     if convention == "encoder":
         raise ValueError("An encoder-decoder reads no chat: leave chat_template out.")
     return ChatTemplate(tokenizer, template)
+
+
+def check_system_prompt(chat: ChatTemplate | None, prompt: str | None) -> None:
+    """Refuse a system prompt that nobody would read; None is no system prompt.
+
+    Raises:
+        ValueError: If there is no chat template, or it leaves the system prompt out.
+        TypeError: If it is no text.
+    """
+    if prompt is None:
+        return
+    if not isinstance(prompt, str):
+        raise TypeError(f"system_prompt must be a text, but it is a {type(prompt).__name__}.")
+    if chat is None:
+        raise ValueError(
+            "A system prompt needs a chat template, and the tokenizer has none, or chat_template="
+            "False: give one, or leave the system prompt out."
+        )
+    system = {"role": "system", "content": prompt}
+    if prompt.strip() not in chat.prompt([system, {"role": "user", "content": "Hello"}]):
+        raise ValueError(
+            "The chat template leaves out the system prompt: give another template, or leave the "
+            "system prompt out."
+        )
 
 
 def _said(text: str) -> Message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from textenvs.text.chat import chat_template_of
+from textenvs.text.chat import Message, chat_template_of, check_system_prompt
 from textenvs.text.loading import fingerprint, load_tokenizer, model_is_seq2seq, model_stop_ids
 from textenvs.text.pieces import PieceEncoder
 from textenvs.text.special import Breaker, special_ids, special_texts
@@ -44,7 +45,7 @@ class TextCodec:
         chat_template: Whether prompts are chats. "auto": if the tokenizer has a template and the
             model is causal; True: by the tokenizer's own; False: no; else a Jinja template, or a
             file that holds one.
-        system_prompt: What a chat begins with where the task says nothing else.
+        system_prompt: What a chat begins with, unless an example's own begins with another.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -86,7 +87,6 @@ class TextCodec:
         self.split_special_tokens = split_special_tokens
         self.vocabulary_size = _vocabulary_size(self.tokenizer, fingerprint(self.tokenizer))
         self._special_ids = special_ids(self.tokenizer)
-        self.system_prompt = system_prompt
         if chat_template == "auto" and not split_special_tokens:
             chat_template = False  # prompts that have been rendered already
         self.chat = chat_template_of(self.tokenizer, chat_template, self.convention)
@@ -96,6 +96,8 @@ class TextCodec:
             self.separator = self.chat.separator if separator is None else separator
             self.eos_token_id = self._end_of_a_turn(self.chat.turn_end, own)
         self.chat_template = self.chat is not None and (self.chat.template or True)
+        check_system_prompt(self.chat, system_prompt)
+        self.system_prompt = system_prompt
         pad = self.tokenizer.pad_token_id
         self.pad_token_id = own if pad is None else int(cast("int", pad))
         models = [i for i in model_stop_ids(tokenizer) if 0 <= i < self.vocabulary_size]
@@ -122,6 +124,26 @@ class TextCodec:
         self._without_roles = Breaker(text for text in specials if text in roles)
         self._given_back: dict[str, str] = {}
 
+    def with_system_prompt(self, system_prompt: str | None) -> TextCodec:
+        """Return the codec, or one like it whose chats begin with another system prompt.
+
+        Raises:
+            ValueError: If there is no chat template, or it leaves the system prompt out.
+            TypeError: If it is no text.
+        """
+        if system_prompt == self.system_prompt:
+            return self
+        check_system_prompt(self.chat, system_prompt)
+        other = copy.copy(self)
+        other.system_prompt = system_prompt
+        return other
+
+    def begun(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages with the system prompt in front, unless they have one."""
+        if self.system_prompt is None or messages[0]["role"] == "system":
+            return list(messages)
+        return [{"role": "system", "content": self.system_prompt}, *messages]
+
     def encode_prompts(self, texts: Iterable[str]) -> tuple[TokenIds, ...]:
         """Encode prompts with the special tokens that belong around an input, each once.
 
@@ -133,13 +155,17 @@ class TextCodec:
         Args:
             texts: The prompts; what came through `as_text` is encoded as text.
         """
-        around = None if self.chat is not None else self.convention == "encoder"
-        return _encode_prompts(self.tokenizer, fingerprint(self.tokenizer), around, tuple(texts))
+        key = fingerprint(self.tokenizer)
+        return _encode_prompts(self.tokenizer, key, self._closed, tuple(texts))
 
     def encode_prompt(self, text: str) -> TokenIds:
         """Encode one prompt; it is not remembered."""
-        around = None if self.chat is not None else self.convention == "encoder"
-        return _encode(self.tokenizer, around, [text])[0]
+        return _encode(self.tokenizer, self._closed, [text])[0]
+
+    @property
+    def _closed(self) -> bool | None:
+        """Whether special tokens belong behind a prompt. None: nothing belongs around a chat."""
+        return None if self.chat is not None else self.convention == "encoder"
 
     def cuts(self, text: str) -> list[int]:
         """Return where a text may be cut, from 0 to its length: behind tokens, if that is known."""
@@ -242,13 +268,15 @@ class TextCodec:
         return next(ends, None)
 
     def behind_turn(self, tokens: TokenIds, text: str) -> TokenIds:
-        """Encode what a chat template puts behind a response, but for the end that was said.
+        """Encode what stands behind a response, but for a chat's end of a turn that was said.
 
         Args:
             tokens: The response.
-            text: What the template puts there; see `ChatTemplate.continuation`.
+            text: What continues the conversation, in a chat `ChatTemplate.continuation`.
         """
         added = self.encode_reply(text)
+        if self.chat is None:
+            return added
         ends = np.flatnonzero(added == self.eos_token_id)
         if len(tokens) and tokens[-1] == self.eos_token_id and len(ends):
             before = self._pieces.decode(added[: ends[0]].tolist(), skip_special_tokens=False)
