@@ -167,8 +167,21 @@ def layer_of(module: nn.Module) -> int:
 
 
 def checkpointed_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the layers whose inner results need not be kept; transformers 5.17, 5.23."""
-    return [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    """Return the outermost layers whose inner results need not be kept; transformers 5.17, 5.23."""
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    return [layer for layer in layers if id(layer) not in inner]
+
+
+def kept_in_float32(model: PreTrainedModel, dtype: th.dtype) -> set[str]:
+    """Return the names of parts that a checkpoint of lower precision has in float32.
+
+    transformers 5.17, 5.23. A name may be that of a module, a parameter, or several with dots.
+    """
+    names = set(model._keep_in_fp32_modules_strict or ())
+    if dtype == th.float16:  # of a smaller range than bfloat16
+        names |= set(model._keep_in_fp32_modules or ())
+    return names
 
 
 def set_recomputation(layer: nn.Module, function: Callable[..., Any]) -> None:

@@ -69,6 +69,12 @@ def keeps_states(config: PretrainedConfig) -> bool:
     return not kinds_of(config) <= {FULL, SLIDING, CHUNKED}
 
 
+def has_windows(config: PretrainedConfig) -> bool:
+    """Return whether layers may see a number of tokens back; some configs have it for none."""
+    kinds = kinds_of(config) or set(getattr(config, "attention_layers", ()))
+    return not kinds or bool(kinds & {SLIDING, CHUNKED, "local"})
+
+
 def window_of(config: PretrainedConfig) -> int | None:
     """Return how many keys layers with a sliding window see, or None: no layer has one."""
     if not getattr(config, "use_sliding_window", True):

@@ -47,7 +47,6 @@ class Backbone(th.nn.Module, ABC):
         layout: How tokens become the sequences that it reads.
         capabilities: What it can do.
         adapter: A LoRA adapter that is trained instead of the weights, or None.
-        longest: The most tokens that it can read. None: as many as prompt and response budgets.
         convention: How prompts are to be read for it; see `TextCodec`. None: it does not matter.
         never_said: Tokens that it must not emit, whatever the action space allows.
     """
@@ -57,7 +56,6 @@ class Backbone(th.nn.Module, ABC):
     layout: SequenceLayout
     capabilities: Capabilities = Capabilities("no cache", "no packing", "no programs", "no packing")
     adapter: Adapter | None = None
-    longest: float | None = None
     convention: Literal["causal", "encoder"] | None = None
     never_said: tuple[int, ...] = ()
 
@@ -85,6 +83,13 @@ class Backbone(th.nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:
         """Write the model into a folder that its own library reads."""
+
+    def longest_prompt(self, response: int) -> float | None:
+        """Return the most tokens of a prompt before a response of some tokens; below 1: none.
+
+        None: as many as are left of prompt and response budgets.
+        """
+        return None
 
     def generation_settings(self) -> dict[str, Any]:
         """Return what `generate` has to be told so that it begins, and leaves out, as rollouts."""

@@ -50,6 +50,9 @@ class CausalBackbone(HuggingFaceBackbone):
         prefill_tokens: How many tokens, padding included, a forward reads that computes the
             hidden states of observations.
 
+    Attributes:
+        longest: The most tokens that it can read.
+
     Raises:
         ValueError: If the model cannot be loaded, its vocabulary or positions are too small, it
             does something that trunk and head alone do not reproduce, or it is an adapter and
@@ -77,7 +80,7 @@ class CausalBackbone(HuggingFaceBackbone):
         self.layout, self.convention = CausalLayout(), "causal"
         check_sizes(self.model, vocab_size, max_tokens, eos_token_id)
         self.max_tokens = max_tokens
-        self.longest = max_tokens
+        self.longest: float = max_tokens
         if not compiled:  # whose memory is as long as the budgets
             self.longest = max(max_tokens, longest_sequence(self.model.config.get_text_config())[0])
         self.prefill_tokens = prefill_tokens
@@ -98,6 +101,10 @@ class CausalBackbone(HuggingFaceBackbone):
                 stacklevel=2,
             )
         self.finish(autocast, gradient_checkpointing)
+
+    def longest_prompt(self, response: int) -> float:
+        """Return the most tokens of a prompt before a response of some tokens; below 1: none."""
+        return self.longest - response
 
     def trunk(self, **inputs: Any) -> th.Tensor:
         """Return the last hidden states, (n, tokens, hidden)."""

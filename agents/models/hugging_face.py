@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -13,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
+from agents.compat import kept_in_float32
 from agents.models.backbone import Backbone
 from agents.models.checkpointing import checkpoint_layers, recomputing
 from agents.models.loading import ModelSpec, load_model
@@ -130,9 +133,7 @@ class HuggingFaceBackbone(Backbone):
     def save_merged(self, folder: Path) -> None:
         """Write the whole model, an adapter added, in its checkpoint's precision."""
         model = self.model if self.adapter is None else self.adapter.merged()
-        if model.config.dtype in (th.bfloat16, th.float16):
-            model = cast("Any", copy.deepcopy(model)).to(model.config.dtype)
-        model.save_pretrained(folder)
+        rounded(model, model.config.dtype).save_pretrained(folder)
 
     def merge_adapter(self) -> None:
         """Add the adapter, if there is one, to the weights, which are all trained from now on."""
@@ -145,6 +146,19 @@ class HuggingFaceBackbone(Backbone):
 
     def _recomputing(self) -> AbstractContextManager[None]:
         return recomputing(self._checkpointed, th.is_grad_enabled())
+
+
+def rounded(model: PreTrainedModel, dtype: th.dtype | str | None) -> PreTrainedModel:
+    """Return a model in a checkpoint's precision: itself, or a copy in half the bits."""
+    if not isinstance(dtype, th.dtype) or dtype not in (th.bfloat16, th.float16):
+        return model
+    model = copy.deepcopy(model)
+    kept = "|".join(re.escape(name) for name in kept_in_float32(model, dtype))
+    whole = re.compile(rf"(^|\.)({kept})(\.|$)")
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_floating_point() and not (kept and whole.search(name)):
+            tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def _absolute(model: str | Path) -> str:

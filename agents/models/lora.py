@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,11 +122,11 @@ class Adapter:
 
     def merged(self) -> PreTrainedModel:
         """Return a copy of the model with the adapter added to its weights."""
-        return cast("PreTrainedModel", copy.deepcopy(self._peft_model).merge_and_unload())
+        return _merged(copy.deepcopy(self._peft_model))
 
     def merge(self) -> PreTrainedModel:
         """Add the adapter to the model's weights for good, and return the model."""
-        return cast("PreTrainedModel", self._peft_model.merge_and_unload())
+        return _merged(self._peft_model)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the adapter alone, as `peft` does."""
@@ -133,6 +134,26 @@ class Adapter:
 
     def _trained(self) -> dict[str, th.nn.Parameter]:
         return {n: p for n, p in self._peft_model.named_parameters() if p.requires_grad}
+
+
+def _merged(peft_model: PeftModel) -> PreTrainedModel:
+    """Return a model with its adapter added to its weights, and its config as it was."""
+    model = cast("PreTrainedModel", peft_model.get_base_model())
+    tied, shared = model.config.tie_word_embeddings, _shares_embeddings(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+        merged = cast("PreTrainedModel", peft_model.merge_and_unload())
+    if _shares_embeddings(merged) == shared:
+        # It is taken to be untied where the head shares something else (T5Gemma).
+        merged.config.tie_word_embeddings = tied
+    return merged
+
+
+def _shares_embeddings(model: PreTrainedModel) -> bool:
+    """Return whether a model's head has the weights of its input embeddings."""
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    first, last = (getattr(layer, "weight", None) for layer in layers)
+    return first is last
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

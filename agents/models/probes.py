@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import ceil, log2, sqrt
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from agents.compat import attention_of
 from agents.decoding.decoder import Decoder
-from agents.decoding.layer_masks import keeps_states
+from agents.decoding.layer_masks import has_windows, keeps_states
 from agents.decoding.tokens import Observation
 from agents.models.backbone import Capabilities
 from agents.models.layout import SequenceBatch
@@ -43,13 +43,13 @@ class Tried(NamedTuple):
         linear_head: Whether logits are a linear layer of hidden states.
         own_masks: Whether the model makes its masks itself; see `Decoder`.
         capabilities: What it can do.
-        window: What the layers see back that could not be made shorter to be tried.
+        limit: How long sequences may be for that. None: any.
     """
 
     linear_head: bool
     own_masks: bool
     capabilities: Capabilities
-    window: int | None
+    limit: int | None
 
 
 class Probed(Protocol):
@@ -58,6 +58,7 @@ class Probed(Protocol):
     model: PreTrainedModel
     linear_head: bool
     own_masks: bool
+    longest: float
 
     @property
     def decoder(self) -> Decoder:
@@ -90,7 +91,8 @@ def probe(backbone: Probed, max_tokens: int) -> Capabilities:
 
     It finds out, too, whether the model's logits are a linear layer of its last hidden states, and
     sets `linear_head` to that; if they are not, the model's own forward makes them. Likewise
-    `own_masks`. A process tries models of one kind once.
+    `own_masks`. `longest` becomes less where it is sure of less. A process tries models of one kind
+    once.
 
     Args:
         backbone: The model.
@@ -103,11 +105,13 @@ def probe(backbone: Probed, max_tokens: int) -> Capabilities:
     kind = kind_of(backbone.model)
     if kind not in _TRIED:
         _TRIED[kind] = _try(backbone)
-    backbone.linear_head, backbone.own_masks, capabilities, window = _TRIED[kind]
-    if window is not None and window < max_tokens:
-        reason = "its window cannot be tried, and is shorter than sequences may be"
+    backbone.linear_head, backbone.own_masks, capabilities, limit = _TRIED[kind]
+    if limit is not None and limit < max_tokens:
+        reason = f"beyond {limit} tokens it attends in another way, which cannot be tried"
         found = vars(capabilities).items()
         capabilities = Capabilities(**{name: own or reason for name, own in found})
+    elif limit is not None:
+        backbone.longest = min(backbone.longest, limit)
     if capabilities.caches is not None:
         warnings.warn(
             f"{type(backbone.model).__name__} cannot go on from the keys and values of rows of "
@@ -128,7 +132,7 @@ def kind_of(model: PreTrainedModel) -> Hashable:
 def _try(backbone: Probed) -> Tried:
     """Find out what a model can do."""
     name = type(backbone.model).__name__
-    with realistic_weights(backbone.model), th.no_grad(), short_windows(backbone) as window:
+    with realistic_weights(backbone.model), th.no_grad(), short_windows(backbone) as limit:
         reason = why_not_causal(backbone)
         if reason is not None:
             raise ValueError(
@@ -151,19 +155,19 @@ def _try(backbone: Probed) -> Tried:
             caches = None
         own_masks = backbone.decoder.own_masks and caches is None
     capabilities = Capabilities(caches, packs, why_no_programs(backbone, caches, own_masks), shares)
-    return Tried(backbone.linear_head, own_masks, capabilities, window)
+    return Tried(backbone.linear_head, own_masks, capabilities, limit)
 
 
 def why_not_causal(backbone: Probed) -> str | None:
     """Return how what comes after a token changes its hidden state."""
-    tokens = th.tensor([[0, 1, 0, 0], [0, 1, 1, 1]])
+    tokens = two_tokens(backbone.model)[th.tensor([[0, 1, 0, 0], [0, 1, 1, 1]])]
     hidden = backbone.trunk(input_ids=tokens, use_cache=False)[:, :2]
     return _difference(hidden[0], hidden[1])
 
 
 def why_no_head(backbone: Probed) -> str | None:
     """Return why a model's logits are not what the backbone makes of its last hidden states."""
-    tokens = th.arange(2)[None, :]
+    tokens = two_tokens(backbone.model)[None]
     head = cast("th.nn.Module", backbone.model.get_output_embeddings())
     hidden = backbone.trunk(input_ids=tokens, use_cache=False)[0]
     size = float(backbone.model(input_ids=tokens, use_cache=False).logits.square().mean().sqrt())
@@ -181,10 +185,11 @@ def why_no_cache(backbone: Probed) -> str | None:
     # Long prompts grow by little, short ones by much; many, since a wrong row may by chance
     # differ by little.
     rows, random = 16, np.random.default_rng(0)
+    tokens = two_tokens(backbone.model).numpy()
     fixed = {
-        "prompt": random.integers(0, 2, (rows, 3)),
+        "prompt": random.choice(tokens, (rows, 3)),
         "prompt_length": np.resize([3, 1], (rows, 1)),
-        "response": random.integers(0, 2, (rows, 5)),
+        "response": random.choice(tokens, (rows, 5)),
     }
     reason = None
     for lengths in ([0, 0], [2, 5]):
@@ -211,7 +216,8 @@ def why_no_packing(backbone: Probed) -> str | None:
     attention = attention_of(backbone.model.config)
     if attention != "sdpa":
         return f"its attention is {attention!r}, and only 'sdpa' is packed"
-    tokens = th.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    rows = th.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    tokens = two_tokens(backbone.model)[rows]
     wanted = th.arange(4) < th.tensor([[4], [3], [1]])  # two beside each other, one alone
     batch = SequenceBatch(tokens, wanted, wanted)
     return why_not(partial(backbone.packed, batch, share=False), backbone.padded(batch))
@@ -219,7 +225,8 @@ def why_no_packing(backbone: Probed) -> str | None:
 
 def why_no_sharing(backbone: Probed) -> str | None:
     """Return why a model cannot compute prefixes that sequences share once."""
-    tokens = th.tensor([[0, 1, 0, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 0, 1], [0, 1, 0, 0, 0]])
+    rows = [[0, 1, 0, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 0, 1], [0, 1, 0, 0, 0]]
+    tokens = two_tokens(backbone.model)[th.tensor(rows)]
     places = th.arange(5)
     wanted = (places >= 2) & (places < th.tensor([[5], [3], [4], [5]]))
     batch = SequenceBatch(tokens, wanted, wanted)
@@ -230,10 +237,11 @@ def why_no_sharing(backbone: Probed) -> str | None:
 def _why_no_common_keys(backbone: Probed) -> str | None:
     """Return why steps of rows that go on from one prompt cannot read its keys once."""
     random, lengths = np.random.default_rng(0), np.array([[3]] * 4 + [[4]] * 4)
+    tokens = two_tokens(backbone.model).numpy()
     observation = {
-        "prompt": np.repeat([[0, 1, 1, 0], [1, 0, 1, 1]], 4, axis=0),
+        "prompt": np.repeat(tokens[np.array([[0, 1, 1, 0], [1, 0, 1, 1]])], 4, axis=0),
         "prompt_length": lengths,
-        "response": random.integers(0, 2, (8, 3)),
+        "response": random.choice(tokens, (8, 3)),
         "response_length": np.zeros_like(lengths),
     }
     backbone.decoder.share_from = 2
@@ -246,31 +254,41 @@ def _why_no_common_keys(backbone: Probed) -> str | None:
     return reason
 
 
+def two_tokens(model: PreTrainedModel, left_out: Collection[int] = ()) -> th.Tensor:
+    """Return two tokens that mean something else to a model, (2,); some share an embedding."""
+    weight = cast("Any", model.get_input_embeddings()).weight
+    known = [token for token in range(len(weight)) if token not in left_out]
+    others = (token for token in known if not th.equal(weight[token], weight[known[0]]))
+    return th.tensor([known[0], next(others, known[-1])])
+
+
 @contextmanager
 def short_windows(backbone: Probed) -> Iterator[int | None]:
     """Let layers that see a number of tokens back see few, so that what is tried is longer.
 
     Yields:
-        The number of tokens that it is nevertheless, or None: layers do as they are told, or see
-        all tokens.
+        Up to how many tokens what is tried tells of more, or None: of any number.
     """
     config = backbone.model.config.get_text_config()
     places: list[tuple[Any, str, int]] = []
-    for name in WINDOWS:
+    for name in WINDOWS if has_windows(config) else ():
         length = getattr(config, name, None)
         if isinstance(length, int) and length > SHORT:
             owners = [config, *backbone.model.modules()]
             places += [
                 (owner, name, length) for owner in owners if getattr(owner, name, None) == length
             ]
-    tokens = th.arange(4 * SHORT)[None] % 2
+    tokens = two_tokens(backbone.model).repeat(2 * SHORT)[None]
     usual = backbone.trunk(input_ids=tokens, use_cache=False)
     for owner, name, _ in places:
         setattr(owner, name, SHORT)
     try:
         shortened = backbone.trunk(input_ids=tokens, use_cache=False)
         obeyed = not places or _difference(shortened, usual) is not None
-        yield None if obeyed else min(length for _, _, length in places)
+        limits = [] if obeyed else [length for _, _, length in places]
+        if getattr(config, "attn_temperature_tuning", False):  # Llama 4's, by a forward's places
+            limits.append(int(config.floor_scale))
+        yield min(limits, default=None)
     finally:
         for owner, name, length in places:
             setattr(owner, name, length)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Hashable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -26,8 +28,9 @@ from agents.models.layout import Seq2SeqLayout, SequenceBatch
 from agents.models.loading import ModelSpec, longest_sequence, rows_of
 from agents.models.lora import AdapterSpec
 from agents.models.output import WholeHead
-from agents.models.probes import kind_of, realistic_weights, why_not
+from agents.models.probes import kind_of, realistic_weights, two_tokens, why_not
 
+HALVES = ("encoder", "decoder")
 # Why models cannot go on from keys and values, or None, by their kind, once they were tried.
 _TRIED: dict[Hashable, str | None] = {}
 
@@ -82,6 +85,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         self.max_response = max_response
         self.prefill_tokens = prefill_tokens
         _check_sizes(self.model, vocab_size, max_prompt, max_response + len(self.prefix))
+        self._longest = {half: _longest(self.model, half)[0] for half in HALVES}
         _tell_of_settings(self.model)
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.hidden_size = int(self.model.config.get_text_config(decoder=True).hidden_size)
@@ -91,6 +95,13 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
                 self._refuse()
                 _TRIED[kind] = self._why_no_cache()
         reason = _TRIED[kind]
+        capacity = _capacity(self.model)
+        if capacity < max_response + len(self.prefix):
+            reason = reason or (
+                f"its experts read {capacity} tokens of a row, and others in what is read at once"
+            )
+        elif reason is None:
+            self._longest["decoder"] = min(self._longest["decoder"], capacity)
         if reason is not None:
             warnings.warn(
                 f"{type(self.model).__name__} cannot go on from the keys and values of rows of "
@@ -103,6 +114,11 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
             compiles="steps of an encoder-decoder are not compiled",
         )
         self.finish(autocast, gradient_checkpointing)
+
+    def longest_prompt(self, response: int) -> float:
+        """Return the most tokens of a prompt; below 1: the response cannot be that long."""
+        fits = response + len(self.prefix) <= self._longest["decoder"]
+        return self._longest["encoder"] if fits else 0
 
     @property
     def device(self) -> th.device:
@@ -220,6 +236,17 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
             "suppress_tokens": list(self.never_said) or None,
         }
 
+    def save_merged(self, folder: Path) -> None:
+        """Write the whole model; a forced first token is a setting of `generate`."""
+        config, settings = self.model.config, self.model.generation_config
+        forced, config.forced_bos_token_id = config.forced_bos_token_id, None
+        if settings is not None:
+            settings.forced_bos_token_id = forced
+        try:
+            super().save_merged(folder)
+        finally:
+            config.forced_bos_token_id = forced
+
     def _last_hidden(self, observation: Observation, rows: npt.NDArray[np.intp]) -> th.Tensor:
         prompts, lengths = observation["prompt"][rows], observation["prompt_length"][rows, 0]
         said = observation["response_length"][rows, 0]
@@ -276,7 +303,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
 
     def _tried(self, random: np.random.Generator, rows: int) -> dict[str, npt.NDArray[Any]]:
         """Return prompts and responses to try; in some models padding has no position."""
-        tokens = [token for token in range(4) if token not in self.never_said][:2]
+        tokens = two_tokens(self.model, self.never_said).numpy()
         return {
             "prompt": random.choice(tokens, (rows, 4)),
             "response": random.choice(tokens, (rows, self.max_response)),
@@ -365,29 +392,15 @@ def _check_sizes(
     model: PreTrainedModel, vocab_size: int, max_prompt: int, max_response: int
 ) -> None:
     """Raise a ValueError if a model has too few positions, or reads fewer tokens than there are."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    for what, most in (("Prompts", max_prompt), ("Responses", max_response)):
-        if positions is not None and most > positions:
-            raise ValueError(
-                f"{what} may have {most} tokens, but the model has only {positions} positions: "
-                "lower max_prompt_tokens or max_new_tokens."
-            )
-    longest, reason = longest_sequence(model.config.get_text_config(decoder=True))
-    if max_response > longest:
-        raise ValueError(
-            f"Responses may have {max_response} tokens, the first ones that the decoder reads "
-            f"included, but {reason}: lower max_new_tokens."
-        )
-    for what, most, half in (
-        ("Prompts", max_prompt, model.get_encoder()),
-        ("Responses", max_response, model.get_decoder()),
+    for what, half, most in (
+        ("Prompts", "encoder", max_prompt),
+        ("Responses, with what the decoder reads first,", "decoder", max_response),
     ):
-        window = window_of(cast("Any", half).config)
-        if window is not None and most > window:
+        longest, reason = _longest(model, half)
+        if most > longest:
             raise ValueError(
-                f"{what} may have {most} tokens, but the model attends to a sliding window of "
-                f"{window} tokens there, and encoder-decoders are supported with full attention "
-                "only: lower max_prompt_tokens or max_new_tokens."
+                f"{what} may have {most} tokens, but {reason}: lower max_prompt_tokens or "
+                "max_new_tokens."
             )
     own = getattr(model.config, "decoder_vocab_size", None)
     shared = getattr(model.config, "share_encoder_decoder_embeddings", True)
@@ -403,3 +416,23 @@ def _check_sizes(
             "model's own tokenizer (gym.make(..., tokenizer=...)), or resize the model "
             "(model.resize_token_embeddings)."
         )
+
+
+def _longest(model: PreTrainedModel, half: str) -> tuple[float, str]:
+    """Return how many tokens a half of a model can read, and what they are limited by."""
+    part = cast("Any", model.get_encoder() if half == "encoder" else model.get_decoder())
+    longest, reason = longest_sequence(part.config.get_text_config(decoder=half == "decoder"))
+    window = window_of(part.config)
+    if window is not None and window < longest:
+        return window, (
+            f"the model attends to a sliding window of {window} tokens there, and encoder-decoders "
+            "are supported with full attention only"
+        )
+    return longest, reason
+
+
+def _capacity(model: PreTrainedModel) -> float | int:
+    """Return how many tokens of a row experts read: of what is read at once, the first ones."""
+    if model.config.model_type != "switch_transformers":
+        return math.inf
+    return int(model.config.expert_capacity)

@@ -47,15 +47,17 @@ def generate(
             raise TypeError(f"A prompt must be a text, but one is a {type(text).__name__}: {text}.")
     budgets = [_budget(policy, key) for key in ("prompt", "response")]
     wanted = budgets[1] if max_new_tokens is None else max_new_tokens
-    longest = policy.backbone.longest or sum(budgets)
-    if not 1 <= wanted < longest:
+    room = policy.backbone.longest_prompt(wanted)
+    if room is None:
+        room = sum(budgets) - wanted
+    if wanted < 1 or room < 1:
         raise ValueError(
-            f"max_new_tokens must be at least 1 and below the {longest} tokens that the model can "
-            f"read, prompt included, but it is {wanted}."
+            "max_new_tokens must be at least 1, and leave room for a prompt in what the model can "
+            f"read, but it is {wanted}."
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, but it is {batch_size}.")
-    prompts = _fitting(codec, texts, longest - wanted)
+    prompts = _fitting(codec, texts, room)
     policy.set_training_mode(False)
     responses = []
     for start in range(0, len(prompts), batch_size):

@@ -13,11 +13,12 @@ import pytest
 import torch as th
 import transformers
 
+from agents.models import probes
 from agents.models.causal import CausalBackbone
 from agents.models.layout import SequenceBatch, Turn, sequences_of
 from agents.models.lora import Adapter
 from agents.models.probes import realistic_weights
-from tests.agents.architectures import ARCHITECTURES, LENGTH, VOCAB
+from tests.agents.architectures import ARCHITECTURES, HEADS, LENGTH, VOCAB, made
 
 DOCS = Path(__file__).parents[3] / "docs" / "models.md"
 TESTED = transformers.__version__.startswith("5.23.")
@@ -81,11 +82,70 @@ def test_prompts_that_rows_share_are_read_in_parts(name: str) -> None:
     assert (hidden - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
+LENGTHS: dict[str, Any] = {
+    "GPT-Neo (window)": {"window_size": 16},
+    "Llama 4 (chunks)": {"attn_temperature_tuning": True, "floor_scale": 16},
+}
+
+
+@pytest.mark.parametrize("name", list(LENGTHS))
+def test_what_cannot_be_tried_is_trusted_up_to_its_length(name: str) -> None:
+    def make(length: int) -> CausalBackbone:
+        config = ARCHITECTURES[name]()
+        config.update(LENGTHS[name])
+        return CausalBackbone(config, VOCAB, length)
+
+    assert make(16).capabilities.caches is None and make(16).longest_prompt(10) == 6
+    with pytest.warns(UserWarning, match="beyond 16 tokens it attends in another way"):
+        longer = make(17)
+    assert longer.capabilities.caches and longer.longest_prompt(10) > 100
+
+
+def test_a_window_that_no_layer_has_is_none() -> None:
+    local = made("olmo3", **HEADS, sliding_window=5, layer_types=["full_attention"] * 2)
+    neo = ARCHITECTURES["GPT-Neo (window)"]()
+    neo.attention_layers = ["global", "global"]
+    for config in (local, neo):
+        backbone = CausalBackbone(config, VOCAB, LENGTH)
+        assert backbone.capabilities.caches is None and backbone.longest > LENGTH
+
+
+def test_tokens_that_share_an_embedding_tell_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(probes, "_TRIED", {})
+    model = build("RoBERTa as a decoder").model
+    with th.no_grad():
+        model.get_input_embeddings().weight[:9] = 0.1
+    model.save_pretrained(tmp_path)
+    assert probes.two_tokens(model).tolist() == [0, 9]
+    assert probes.two_tokens(model, [0, 9]).tolist() == [1, 10]
+    with pytest.warns(UserWarning, match="cannot go on from the keys"):
+        CausalBackbone(str(tmp_path), VOCAB, LENGTH)
+
+
+@pytest.mark.parametrize("name", ["Zamba 2 (hybrid)", "Llama, SmolLM", "Jamba"])
+def test_checkpointed_layers_have_the_gradients_of_others(name: str) -> None:
+    gradients = []
+    for checkpointed in (False, True):
+        with th.random.fork_rng():
+            th.manual_seed(0)
+            config = ARCHITECTURES[name]()
+            backbone = CausalBackbone(config, VOCAB, LENGTH, gradient_checkpointing=checkpointed)
+        random = np.random.default_rng(0)
+        turns = [[Turn(*random.integers(LEAST, VOCAB, (2, 6)))] for _ in range(2)]
+        with realistic_weights(backbone.model), th.enable_grad():
+            gradients.append(learn(backbone, [turns])[1])
+    scale = max(float(gradient.abs().max()) for gradient in gradients[0])
+    for plain, twice in zip(*gradients, strict=True):
+        assert (plain - twice).abs().max() < 1e-6 * scale
+
+
 @pytest.mark.parametrize("name", ["Mamba", "BLOOM (ALiBi)"])
 def test_what_cannot_be_compiled_runs_as_it_is(name: str) -> None:
     with pytest.warns(UserWarning, match="are not compiled: it"):
-        made = CausalBackbone(ARCHITECTURES[name](), VOCAB, LENGTH, compiled=True)
-    assert not made.compiled
+        backbone = CausalBackbone(ARCHITECTURES[name](), VOCAB, LENGTH, compiled=True)
+    assert not backbone.compiled
 
 
 def play(backbone: CausalBackbone) -> tuple[list[Episode], float]:

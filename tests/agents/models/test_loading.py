@@ -8,9 +8,11 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch as th
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     CohereConfig,
     Gemma2Config,
@@ -22,7 +24,9 @@ from transformers import (
 )
 
 from agents import A2C, PPO, TransformerPolicy
+from agents.models.causal import CausalBackbone
 from tests.agents.agents import collect, make_agent, train
+from tests.agents.architectures import ARCHITECTURES
 from tests.agents.helpers import EOS, VOCAB, gpt2, llama, policy_for, ragged, vec_env
 from textenvs.text.loading import embedded_tokenizer
 
@@ -212,6 +216,24 @@ def test_a_checkpoint_keeps_its_precision(dtype: th.dtype, tmp_path: Path) -> No
     lora: Any = make_agent(policy={"model": str(tmp_path / "model"), "peft_config": {"r": 2}})
     lora.policy.save_pretrained(tmp_path / "merged", merge=True)
     assert dtype_of(tmp_path / "merged") == dtype
+
+
+@pytest.mark.parametrize("dtype", [th.bfloat16, th.float16])
+def test_what_a_checkpoint_has_in_float32_stays_so(dtype: th.dtype, tmp_path: Path) -> None:
+    made: Any = AutoModelForCausalLM.from_config(ARCHITECTURES["DeepSeek V3"](), dtype=dtype)
+    made.config.dtype = dtype
+    made.save_pretrained(tmp_path / "model")
+    backbone = CausalBackbone(str(tmp_path / "model"), 64, 48)
+    bias = [n for n in backbone.model.state_dict() if n.endswith("e_score_correction_bias")]
+    with th.no_grad():
+        for name in bias:
+            backbone.model.get_buffer(name).normal_()
+    backbone.save_pretrained(tmp_path / "again")
+    saved = load_file(tmp_path / "again" / "model.safetensors")
+    assert bias and {name: value.dtype for name, value in saved.items()} == {
+        name: th.float32 if name in bias else dtype for name in saved
+    }
+    assert all(th.equal(saved[name], backbone.model.get_buffer(name)) for name in bias)
 
 
 def test_weights_that_are_not_there_are_not_drawn_at_random(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +176,52 @@ def test_weights_that_change_are_noticed() -> None:
         close(model.next_hidden(episodes.observation), other.last_hidden(episodes.observation))
 
 
-def test_a_saved_folder_is_the_model(tmp_path: Path) -> None:
-    model = backbone("Marian")
-    model.save_pretrained(tmp_path)
-    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
-    again = Seq2SeqBackbone(str(tmp_path), VOCAB, PROMPT, RESPONSE, 0, VOCAB - 1)
-    for name, value in loaded.state_dict().items():
-        assert th.equal(value, again.model.state_dict()[name]), name
+@pytest.mark.parametrize("adapter", [None, {"r": 2}])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_folder_is_the_model(
+    family: str, adapter: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    model = backbone(family, adapter=adapter)
+    with th.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    model.save_merged(tmp_path)
+    roles = model.config.eos_token_id, model.config.pad_token_id
+    again = Seq2SeqBackbone(str(tmp_path), VOCAB, PROMPT, RESPONSE, *roles)
+    again.model.double()
+    assert again.prefix == model.prefix and model.config.forced_bos_token_id in (
+        None,
+        *model.prefix,
+    )
+    if adapter is None:
+        loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).double()
+        for name, value in loaded.state_dict().items():
+            assert th.equal(value, model.model.state_dict()[name]), name
+    rows = Episodes(model).observation
+    close(again.logits(again.last_hidden(rows)), model.logits(model.last_hidden(rows)))
+
+
+def test_how_much_each_half_reads() -> None:
+    assert backbone("T5 1.0").longest_prompt(10**6) == math.inf
+    bart = backbone("mBART")  # of 64 positions, whose decoder reads two tokens first
+    assert [bart.longest_prompt(said) for said in (62, 63)] == [64, 0]
+    gemma = FAMILIES["T5Gemma"]()
+    gemma.encoder.sliding_window, gemma.decoder.sliding_window = 20, 30
+    made = Seq2SeqBackbone(gemma, VOCAB, PROMPT, RESPONSE)
+    assert [made.longest_prompt(said) for said in (29, 30)] == [20, 0]
+
+
+def test_experts_of_few_tokens_are_not_cached() -> None:
+    """Beyond its capacity an expert passes over a row's later tokens, if they come at once."""
+    config = FAMILIES["Switch"]()
+    config.expert_capacity = RESPONSE + 1
+    assert Seq2SeqBackbone(config, VOCAB, PROMPT, RESPONSE).longest_prompt(RESPONSE) == math.inf
+    assert Seq2SeqBackbone(config, VOCAB, PROMPT, RESPONSE).longest_prompt(RESPONSE + 1) == 0
+    config.expert_capacity = RESPONSE
+    with pytest.warns(UserWarning, match="its experts read 7 tokens of a row"):
+        model = Seq2SeqBackbone(config, VOCAB, PROMPT, RESPONSE)
+    assert model.longest_prompt(RESPONSE + 1) == math.inf
 
 
 def test_what_is_refused_or_told() -> None:
@@ -194,7 +234,7 @@ def test_what_is_refused_or_told() -> None:
     short = BartConfig(**{**BART, "max_position_embeddings": 6})
     with pytest.raises(ValueError, match=r"Prompts may have 9 tokens.* only 6 positions"):
         Seq2SeqBackbone(short, VOCAB, PROMPT, 4)
-    with pytest.raises(ValueError, match=r"Responses may have 8 tokens.* only 6 positions"):
+    with pytest.raises(ValueError, match=r"Responses, .* may have 8 tokens.* only 6 positions"):
         Seq2SeqBackbone(short, VOCAB, 6, RESPONSE)
     two = MarianConfig(**{**BART, "share_encoder_decoder_embeddings": False})
     with pytest.raises(ValueError, match="a vocabulary for prompts and another for responses"):
@@ -202,7 +242,7 @@ def test_what_is_refused_or_told() -> None:
     for half, what in (("encoder", "Prompts"), ("decoder", "Responses")):
         windowed = FAMILIES["T5Gemma"]()
         getattr(windowed, half).sliding_window = 5
-        with pytest.raises(ValueError, match=f"{what} may .*attends to a sliding window of 5 tok"):
+        with pytest.raises(ValueError, match=f"{what}.* may .* a sliding window of 5 tok"):
             Seq2SeqBackbone(windowed, VOCAB, PROMPT, RESPONSE)
     with pytest.raises(ValueError, match="has 98 tokens but the model reads only 97"):
         Seq2SeqBackbone(BartConfig(**BART), VOCAB + 1, PROMPT, RESPONSE)

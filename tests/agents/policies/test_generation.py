@@ -94,7 +94,7 @@ def test_long_prompts_lose_their_beginning_and_it_is_said(model: Any) -> None:
     with pytest.warns(UserWarning, match=r"1 of 2 prompts .* their beginnings are cut off"):
         answers = model.generate([long, "I"], deterministic=True)
     codec = model.env.env.unwrapped.engine.codec
-    room = model.policy.backbone.longest - 8
+    room = model.policy.backbone.longest_prompt(8)
     ids = codec.encode_prompts([long])[0][-room:]
     policy = model.policy
     said: list[int] = []
@@ -122,7 +122,7 @@ def test_what_makes_no_sense(model: Any) -> None:
     with pytest.raises(TypeError, match="must be a text, but one is a int"):
         model.generate([1, 2])
     for wrong in (0, 10**6):
-        with pytest.raises(ValueError, match=f"max_new_tokens must be .* it is {wrong}"):
+        with pytest.raises(ValueError, match=f"max_new_tokens must be .* it is {wrong}\\."):
             model.generate("I", max_new_tokens=wrong)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         model.generate("I", batch_size=0)
