@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_all_start_methods, get_context, parent_process
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ def run_all(
     Args:
         function: Importable, as it is called in other processes.
         items: What to call it with.
-        workers: How many processes, spawned as torch wants it. 0: in this one, item by item.
+        workers: How many processes; see `_fresh_processes`. 0: in this one, item by item.
         threads: How many torch has in each.
 
     Raises:
@@ -46,8 +47,8 @@ def run_all(
         finally:
             th.set_num_threads(before)
         return
-    context = get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(items)), context, _begin, (threads,)) as pool:
+    begin, given = _begin, (threads, dict(os.environ))
+    with ProcessPoolExecutor(min(workers, len(items)), _fresh_processes(), begin, given) as pool:
         waiting = [pool.submit(function, item) for item in items]
         try:
             for future in as_completed(waiting):
@@ -78,10 +79,24 @@ def train_to_the_end(
     return summary
 
 
-def _begin(threads: int) -> None:
+def _fresh_processes() -> BaseContext:
+    """Return how to start processes that hold nothing of this one, as torch wants it.
+
+    Where the platform can, they come from a server that has imported everything once: a process
+    takes seconds for that, and memory of its own.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["agents"])
+    return context
+
+
+def _begin(threads: int, environment: dict[str, str]) -> None:
     """Prepare a process: it shows no bars, and ends when the one that has started it does."""
     from transformers.utils import logging
 
+    os.environ.update(environment)  # a server has that of its own start
     th.set_num_threads(threads)
     logging.disable_progress_bar()
     parent = parent_process()

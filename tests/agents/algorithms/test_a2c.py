@@ -177,7 +177,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["PPO", "A2C", "Reinforce"])
+@pytest.mark.parametrize("name", ["A2C", "Reinforce"])
 def test_it_learns_textgen(name: str, warm: Path) -> None:
     """Some words that sound good are soon found."""
     size = {"hidden_size": 64, "intermediate_size": 192, "initializer_range": 0.08}
@@ -197,8 +197,6 @@ def test_it_learns_textgen(name: str, warm: Path) -> None:
     after = agents.evaluate_split(model, held_out, max_examples=64)
     error = float(np.hypot(before.standard_error, after.standard_error))
     assert after.mean > before.mean + 3 * error
-    if name == "PPO":  # Not by saying one thing; without its clipping, eight tokens come to that.
-        assert after.summary()["distinct_responses"] > 0.5
 
 
 def test_no_value_head_is_run() -> None:

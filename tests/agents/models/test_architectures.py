@@ -116,7 +116,8 @@ def test_tokens_that_share_an_embedding_tell_nothing(
     monkeypatch.setattr(probes, "_TRIED", {})
     model = build("RoBERTa as a decoder").model
     with th.no_grad():
-        model.get_input_embeddings().weight[:9] = 0.1
+        embeddings: Any = model.get_input_embeddings()
+        embeddings.weight[:9] = 0.1
     model.save_pretrained(tmp_path)
     assert probes.two_tokens(model).tolist() == [0, 9]
     assert probes.two_tokens(model, [0, 9]).tolist() == [1, 10]
@@ -133,7 +134,8 @@ def test_checkpointed_layers_have_the_gradients_of_others(name: str) -> None:
             config = ARCHITECTURES[name]()
             backbone = CausalBackbone(config, VOCAB, LENGTH, gradient_checkpointing=checkpointed)
         random = np.random.default_rng(0)
-        turns = [[Turn(*random.integers(LEAST, VOCAB, (2, 6)))] for _ in range(2)]
+        drawn: Any = random.integers(LEAST, VOCAB, (2, 2, 6))
+        turns = [[Turn(prompt, actions)] for prompt, actions in drawn]
         with realistic_weights(backbone.model), th.enable_grad():
             gradients.append(learn(backbone, [turns])[1])
     scale = max(float(gradient.abs().max()) for gradient in gradients[0])
