@@ -173,6 +173,16 @@ def checkpointed_layers(model: PreTrainedModel) -> list[nn.Module]:
     return [layer for layer in layers if id(layer) not in inner]
 
 
+def fixed_positions(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return what is computed from positions and not learned; transformers 5.17, 5.23.
+
+    Loading weights (Marian's, Pegasus') makes it trainable, which a new model's is not.
+    """
+    tables = (part for part in model.modules() if isinstance(part, nn.Embedding))
+    fixed = (table for table in tables if "SinusoidalPosition" in type(table).__name__)
+    return [parameter for table in fixed for parameter in table.parameters()]
+
+
 def kept_in_float32(model: PreTrainedModel, dtype: th.dtype) -> set[str]:
     """Return the names of parts that a checkpoint of lower precision has in float32.
 

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from agents.compat import kept_in_float32
 from agents.models.backbone import Backbone
 from agents.models.checkpointing import checkpoint_layers, recomputing
-from agents.models.loading import ModelSpec, load_model
+from agents.models.loading import ModelSpec, freeze_positions, load_model
 from agents.models.lora import Adapter, AdapterSpec, adapter_folder
 
 
@@ -140,6 +140,7 @@ class HuggingFaceBackbone(Backbone):
         if self.adapter is not None:
             self.model, self.adapter, self._decoder = self.adapter.merge(), None, None
             self.model.requires_grad_(True)
+            freeze_positions(self.model)
 
     def _autocasting(self, device: th.device) -> AbstractContextManager[Any]:
         return th.autocast(device.type, self.autocast, enabled=self.autocast is not None)

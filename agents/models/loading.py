@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from agents.compat import fixed_positions
 from agents.models.lora import adapter_folder
 from textenvs.text.loading import model_is_seq2seq
 
@@ -83,10 +84,17 @@ def load_model(model: ModelSpec) -> PreTrainedModel:
             f"but it is a {type(model).__name__}. A model itself would be pickled into every "
             "checkpoint: save it with save_pretrained and pass the folder."
         )
+    freeze_positions(loaded)
     # A padding_idx would keep a token's embedding as it is, and many models pad with EOS. Padding
     # is read by nobody here, so that it learns nothing anyway.
     loaded.get_input_embeddings().padding_idx = None
     return cast("PreTrainedModel", loaded)
+
+
+def freeze_positions(model: PreTrainedModel) -> None:
+    """Let a model's tables of sines be what they are, where it has some."""
+    for parameter in fixed_positions(model):
+        parameter.requires_grad_(False)
 
 
 def _from_pretrained(name: str) -> PreTrainedModel:

@@ -402,14 +402,9 @@ def _check_sizes(
                 f"{what} may have {most} tokens, but {reason}: lower max_prompt_tokens or "
                 "max_new_tokens."
             )
-    own = getattr(model.config, "decoder_vocab_size", None)
-    shared = getattr(model.config, "share_encoder_decoder_embeddings", True)
-    if not shared or own not in (None, model.config.vocab_size):
-        raise ValueError(
-            f"{type(model).__name__} has a vocabulary for prompts and another for responses, which "
-            "is not supported yet: choose a model that shares one."
-        )
-    known = int(cast("Any", model.get_input_embeddings()).weight.shape[0])
+    halves = (model.get_encoder(), model.get_decoder())
+    # Of two vocabularies the tokenizer counts the larger one.
+    known = max(int(cast("Any", half).get_input_embeddings().weight.shape[0]) for half in halves)
     if known < vocab_size:
         raise ValueError(
             f"The tokenizer has {vocab_size} tokens but the model reads only {known}: use the "

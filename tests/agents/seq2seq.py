@@ -75,6 +75,10 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "mBART": lambda: forcing(MBartConfig(**BART), 7),
     "Pegasus": lambda: PegasusConfig(**{**BART, "pad_token_id": 1, "decoder_start_token_id": 1}),
     "Marian": lambda: MarianConfig(**{**PAD_LAST, "decoder_start_token_id": VOCAB - 1}),
+    "Marian of two vocabularies": lambda: MarianConfig(
+        **{**PAD_LAST, "decoder_start_token_id": VOCAB - 1, "decoder_vocab_size": VOCAB + 9},
+        share_encoder_decoder_embeddings=False,
+    ),
     "M2M100": lambda: forcing(M2M100Config(**BART), 9),
     "Blenderbot": lambda: BlenderbotConfig(**{**BART, "decoder_start_token_id": 0}),
     "Blenderbot small": lambda: BlenderbotSmallConfig(**{**BART, "decoder_start_token_id": 0}),

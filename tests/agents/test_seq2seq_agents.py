@@ -9,13 +9,21 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from transformers import AutoModelForSeq2SeqLM, BartConfig, MarianConfig, MBartConfig, T5Config
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    T5Config,
+)
 
 from agents import A2C, GRPO, NLPO, PPO, ExpertIteration, evaluate_model, evaluate_split, warm_start
 from agents.models.seq2seq import Seq2SeqBackbone
 from tests.agents.agents import same, weights
 from tests.agents.seq2seq import BART, T5, forcing
 from tests.agents.training.test_imitation import WORDS, Spell
+from tests.textenvs.marian import marian_tokenizer
 from textenvs.text.codec import TextCodec
 
 CODEC = TextCodec(convention="encoder")
@@ -169,6 +177,43 @@ def test_critic_and_reference_are_of_the_actors_kind() -> None:
 def test_compiled_steps_are_for_causal_models_alone() -> None:
     with pytest.raises(ValueError, match="compile is for causal models"):
         agent(policy={"compile": True})
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_marian_with_its_own_tokenizer(joint: bool, tmp_path: Path) -> None:
+    """A folder with pieces of their own for each language, and ids of their own if need be."""
+    pytest.importorskip("sentencepiece")
+    (tmp_path / "trained").mkdir()
+    tokenizer = marian_tokenizer(tmp_path / "trained", joint)
+    codec = TextCodec(tokenizer, "encoder")
+    config = MarianConfig(**{**BART, **ROLES, "vocab_size": len(tokenizer.get_vocab())})
+    config.eos_token_id, config.pad_token_id = codec.eos_token_id, codec.pad_token_id
+    config.decoder_start_token_id = codec.pad_token_id
+    config.decoder_vocab_size = codec.vocabulary_size
+    config.share_encoder_decoder_embeddings = joint
+    folder = tmp_path / "model"
+    MarianMTModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    few: dict[str, Any] = {"split": "train[:2%]", "max_prompt_tokens": 40}
+    trained = agent(str(folder), "Translation-v0", env={"tokenizer": str(folder), **few})
+    backbone = trained.policy.backbone
+    fixed = {n for n, p in backbone.named_parameters() if not p.requires_grad}
+    assert fixed == {
+        f"model.model.{half}.embed_positions.weight" for half in ("encoder", "decoder")
+    }
+    assert backbone.capabilities.caches is None and backbone.num_logits == codec.vocabulary_size
+    warm_start(trained, passes=1, progress=False, cache=False)
+    trained.learn(64)
+    assert trained.logger.name_to_value["train/first_ratio_error"] < 1e-5
+    trained.save(tmp_path / "agent.zip")
+    trained.policy.save_pretrained(tmp_path / "again", tokenizer=tokenizer)
+    loaded = PPO.load(tmp_path / "agent.zip", device="cpu")
+    plain: Any = MarianMTModel.from_pretrained(tmp_path / "again")
+    read = tokenizer(["the cat"], return_tensors="pt")
+    with th.no_grad():
+        ids = plain.generate(**read, do_sample=False, top_k=None, max_new_tokens=6)[0, 1:]
+    said = [model.generate("the cat", deterministic=True) for model in (trained, loaded)]
+    assert said == [codec.decode_response(ids.tolist())] * 2
 
 
 LORA: dict[str, Any] = {"r": 2, "init_lora_weights": False}

@@ -163,6 +163,12 @@ def encode_task(
     check = partial(check_references, terms) if needy else None
     if dataset is not None:
         check = partial(check_example, task, terms)
+    if codec.two_vocabularies and task.max_turns > 1:
+        raise ValueError(
+            f"{type(task).__name__} has up to {task.max_turns} turns, and the tokenizer has a "
+            "vocabulary for what is read and another for what is said, so that what was said could "
+            "not be read in the next turn: choose a tokenizer of one vocabulary."
+        )
     examples = load_examples(task, dataset, fields, split, check)
     check_cue(task, codec, examples[0])
     choices = _choice_tokens(task, codec)

@@ -50,6 +50,7 @@ class TextCodec:
     Attributes:
         tokenizer: The tokenizer.
         vocabulary_size: How many ids there are: `len(tokenizer)`, or more if its ids have gaps.
+        two_vocabularies: Whether an id means one thing in prompts and another in responses.
         chat_template: False, True, or the template, as it was found to be.
         chat: What renders conversations, or None: prompts are text.
         eos_token_id: The token that ends an encoded response: what the chat template ends a turn
@@ -60,7 +61,8 @@ class TextCodec:
             tokenizers that have no pad token.
 
     Raises:
-        ValueError: If the tokenizer cannot be loaded or has no EOS token, or a stop token is none
+        ValueError: If the tokenizer cannot be loaded or has no EOS token, or has two vocabularies
+            with other ids for EOS or padding, or a stop token is none
             of its ids, or a stop string is empty, or the convention is unknown.
         TypeError: If the tokenizer is something else.
     """
@@ -82,6 +84,12 @@ class TextCodec:
             raise ValueError(f"convention must be 'causal' or 'encoder', but it is {convention!r}.")
         self.tokenizer = load_tokenizer(tokenizer)
         self._pieces = PieceEncoder(self.tokenizer)
+        self._responses = self._pieces
+        if convention == "encoder" and not self.tokenizer.is_fast:
+            self._responses = PieceEncoder(self.tokenizer, target=True)
+        self.two_vocabularies = bool(getattr(self.tokenizer, "separate_vocabs", False))
+        if self.two_vocabularies:
+            _check_roles(self.tokenizer)
         self.convention = convention
         self.separator = separator
         self.split_special_tokens = split_special_tokens
@@ -200,7 +208,7 @@ class TextCodec:
         """
         text = self._without_roles(text)
         if self.convention == "encoder" or prompt == "":
-            ids = self._checked(self._pieces.whole(text))
+            ids = self._checked(self._responses.whole(text))
         else:
             after = (prompt or "(")[-1]
             ids = self._checked(self._pieces.continuation(self._separator(prompt) + text, after))
@@ -225,9 +233,9 @@ class TextCodec:
         if len(tokens) and self.is_stop(tokens[-1:])[0]:
             tokens = tokens[:-1]
         said = tokens.tolist()
-        raw = text = self._pieces.decode(said, skip_special_tokens=False)
+        raw = text = self._responses.decode(said, skip_special_tokens=False)
         if not self._special_ids.isdisjoint(said):
-            text = self._pieces.decode(said, skip_special_tokens=True)
+            text = self._responses.decode(said, skip_special_tokens=True)
         ends = [text.find(stop) for stop in self.stop_strings if stop in text]
         return text[: min(ends, default=len(text))].strip(), raw
 
@@ -256,7 +264,7 @@ class TextCodec:
         if not self.stop_strings:
             return False
         tail = response[-self._stop_window :].tolist()
-        said = self._pieces.decode(tail, skip_special_tokens=False)
+        said = self._responses.decode(tail, skip_special_tokens=False)
         return any(stop in said for stop in self.stop_strings)
 
     def stop_position(self, response: TokenIds) -> int | None:
@@ -347,7 +355,24 @@ def codec_of(
 
 @lru_cache(maxsize=8)
 def _vocabulary_size(tokenizer: PreTrainedTokenizerBase, key: str) -> int:
-    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    ids: list[int] = [
+        *tokenizer.get_vocab().values(),
+        *getattr(tokenizer, "target_encoder", {}).values(),
+    ]
+    return max(len(tokenizer), 1 + max(ids))
+
+
+def _check_roles(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that what ends and fills texts is one id in both vocabularies of a tokenizer."""
+    targets = cast("dict[str, int]", getattr(tokenizer, "target_encoder", {}))
+    for role in ("eos", "pad"):
+        token, own = (getattr(tokenizer, f"{role}_token{what}") for what in ("", "_id"))
+        if token is not None and targets.get(token) != own:
+            raise ValueError(
+                f"The tokenizer {tokenizer.name_or_path!r} has a vocabulary for prompts, in which "
+                f"{token!r} is {own}, and another for responses, in which it is "
+                f"{targets.get(token)}: both must have the same id for what ends and fills texts."
+            )
 
 
 @lru_cache(maxsize=64)

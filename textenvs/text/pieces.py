@@ -22,6 +22,8 @@ class PieceEncoder:
 
     Args:
         tokenizer: The tokenizer, which is not changed.
+        target: Whether the texts are what an encoder-decoder writes: some tokenizers (Marian's)
+            have pieces of their own for the language of these.
 
     Attributes:
         before: The special tokens in front of an input.
@@ -29,8 +31,9 @@ class PieceEncoder:
         adds_space: Whether text that is encoded by itself begins with a space that is not in it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, target: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._target = target
         self.before, self.behind = tokens_around(tokenizer)
         joined = ((self._ids(f"{part}a"), self._ids(part) + self._ids("a")) for part in "(0")
         self.adds_space = all(whole != apart for whole, apart in joined)
@@ -92,6 +95,9 @@ class PieceEncoder:
         return self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
+        if self._target:
+            encoded = self._tokenizer(text_target=text, add_special_tokens=False, verbose=False)
+            return cast("list[int]", encoded["input_ids"])
         return cast("list[int]", self._tokenizer.encode(text, add_special_tokens=False))
 
     def _text(self, ids: list[int], skip_special_tokens: bool) -> str:
