@@ -194,7 +194,7 @@ def test_marian_with_its_own_tokenizer(joint: bool, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     MarianMTModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    few: dict[str, Any] = {"split": "train[:2%]", "max_prompt_tokens": 40}
+    few: dict[str, Any] = {"split": "train[:2%]", "max_prompt_tokens": 60}
     trained = agent(str(folder), "Translation-v0", env={"tokenizer": str(folder), **few})
     backbone = trained.policy.backbone
     fixed = {n for n, p in backbone.named_parameters() if not p.requires_grad}

@@ -43,5 +43,5 @@ def test_what_was_said_in_other_ids_is_never_read(tmp_path: Path) -> None:
 def test_ends_must_be_the_same_in_both_vocabularies(tmp_path: Path) -> None:
     tokenizer: Any = marian_tokenizer(tmp_path, joint=False)
     tokenizer.target_encoder["<pad>"] = 7
-    with pytest.raises(ValueError, match="'<pad>' is 2, and another .* in which it is 7"):
+    with pytest.raises(ValueError, match=r"'<pad>' is 2, and another .* in which it is 7"):
         TextCodec(tokenizer, "encoder")
