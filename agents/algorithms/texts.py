@@ -17,6 +17,8 @@ from agents.policies.generation import generate
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.vec_env import GymnasiumVecEnv, engine_of
 from textenvs.envs.engine import TextEngine
+from textenvs.envs.prompts import messages_of, prompt_text
+from textenvs.messages import Message, are_messages
 from textenvs.text.codec import TextCodec
 
 if TYPE_CHECKING:
@@ -64,10 +66,10 @@ class KnowsTexts(SavedExactly):
                 own = tokenizers.own_tokenizer(source)
                 if own is not None:
                     self._check_tokenizer(found, own, f"of the model {str(source)!r}", source)
-        engine = None if self.env is None else _text_engine(self.env)
-        if engine is None:
+        codec: TextCodec | None = _attribute(self.env, "codec")
+        if codec is None:
             return
-        wanted, made_for = policy.backbone.convention, engine.codec.convention
+        wanted, made_for = policy.backbone.convention, codec.convention
         if wanted is not None and wanted != made_for:
             kinds = {"encoder": "an encoder-decoder", "causal": "a causal model"}
             raise ValueError(
@@ -75,8 +77,11 @@ class KnowsTexts(SavedExactly):
                 f"{kinds[made_for]}: give it tokenizer=TextCodec(tokenizer, {wanted!r}) "
                 "(textenvs.text.codec)."
             )
-        self.codec_options = _options(engine.codec)
-        policy.tokenizer = _as_read(found, engine.codec)
+        self.codec_options = _options(codec)
+        policy.tokenizer = _as_read(found, codec)
+        engine = None if self.env is None else _text_engine(self.env)
+        if engine is None:
+            return
         policy.facts.update(self._facts(engine))
         known = policy.vocab_size
         highest = max(int(prompt.max()) for prompt in engine.prompts)
@@ -91,7 +96,7 @@ class KnowsTexts(SavedExactly):
     @overload
     def generate(  # type: ignore[overload-overlap]
         self,
-        texts: str,
+        texts: str | Sequence[Message],
         max_new_tokens: int | None = None,
         deterministic: bool = False,
         batch_size: int = 64,
@@ -100,7 +105,7 @@ class KnowsTexts(SavedExactly):
     @overload
     def generate(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[Message]],
         max_new_tokens: int | None = None,
         deterministic: bool = False,
         batch_size: int = 64,
@@ -108,7 +113,7 @@ class KnowsTexts(SavedExactly):
 
     def generate(
         self,
-        texts: str | Sequence[str],
+        texts: str | Sequence[str | Message | Sequence[Message]],
         max_new_tokens: int | None = None,
         deterministic: bool = False,
         batch_size: int = 64,
@@ -120,8 +125,9 @@ class KnowsTexts(SavedExactly):
 
         Args:
             texts: A prompt, or several, as an environment's agent reads them; they are text
-                alone, also where something is written like a special token (see `TextCodec`). Of
-                those that are too long the beginning is cut off, with a warning.
+                alone, also where something is written like a special token (see `TextCodec`). With
+                a chat template a prompt may be a list of messages. Of those that are too long the
+                beginning is cut off, with a warning.
             max_new_tokens: How many tokens a response may have, EOS included. None: as many as in
                 the agent's environments.
             deterministic: Whether to take the most likely token each time.
@@ -133,14 +139,16 @@ class KnowsTexts(SavedExactly):
         Raises:
             ValueError: If no tokenizer is known, or there are to be more tokens than the model can
                 read.
-            TypeError: If a prompt is no text, or the policy no `TransformerPolicy`.
+            TypeError: If a prompt is neither text nor messages, or the policy no
+                `TransformerPolicy`.
         """
         policy = self._text_policy()
-        several = [texts] if isinstance(texts, str) else list(texts)
+        one = isinstance(texts, str) or are_messages(texts)
+        several: Any = [texts] if one else list(texts)
         answers = generate(
             policy, self._codec(), several, max_new_tokens, deterministic, batch_size
         )
-        return answers[0] if isinstance(texts, str) else answers
+        return answers[0] if one else answers
 
     def keep_tokenizer(self) -> None:
         """Note the tokenizer, which is about to be saved with the agent."""
@@ -149,9 +157,9 @@ class KnowsTexts(SavedExactly):
             self.tokenizer_archive = _packed(tokenizer, len(tokenizer))
 
     def _codec(self) -> TextCodec:
-        engine = None if self.env is None else _text_engine(self.env)
-        if engine is not None:
-            return engine.codec
+        codec: TextCodec | None = _attribute(self.env, "codec")
+        if codec is not None:
+            return codec
         tokenizer = self._text_policy().tokenizer
         if tokenizer is None:
             raise ValueError(
@@ -175,7 +183,7 @@ class KnowsTexts(SavedExactly):
             **{name: getattr(self, name, None) for name in SETTINGS},
             "prompt budget": engine.max_prompt_tokens,
             "response budget": engine.max_new_tokens,
-            "prompt": engine.task.prompt(engine.examples[0]),
+            "prompt": _example(engine),
         }
 
     def _check_tokenizer(
@@ -203,6 +211,14 @@ class KnowsTexts(SavedExactly):
 def _packed(tokenizer: PreTrainedTokenizerBase, size: int) -> bytes:
     """Return a tokenizer as bytes, made once while it has so many tokens."""
     return tokenizers.to_bytes(tokenizer)
+
+
+def _example(engine: TextEngine) -> str | list[Message]:
+    """Return a prompt that a model card shows: a text, or the messages of a chat."""
+    task, codec, example = engine.task, engine.codec, engine.examples[0]
+    if codec.chat is None:
+        return prompt_text(task, example)
+    return messages_of(task, codec, example)
 
 
 def _as_read(tokenizer: PreTrainedTokenizerBase, codec: TextCodec) -> PreTrainedTokenizerBase:

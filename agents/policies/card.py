@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 CARD = """---
 library_name: {library}
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags: [reinforcement-learning, textenvs]
 {base}---
 
 # {title}
 
-A causal language model that was trained by reinforcement learning on a text task.
+{article} that was trained by reinforcement learning on a text task.
 
 {facts}
 ## Results
@@ -27,12 +27,12 @@ A causal language model that was trained by reinforcement learning on a text tas
 
 {note}
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
 folder = "."  # where this file is
 tokenizer = AutoTokenizer.from_pretrained(folder{tokenizer})
-model = AutoModelForCausalLM.from_pretrained(folder)
-inputs = tokenizer({prompt!r}, return_tensors="pt")
+model = {loader}.from_pretrained(folder)
+{inputs}
 output = model.generate(
     **inputs,
     do_sample=True,
@@ -43,11 +43,32 @@ output = model.generate(
     eos_token_id={stops},
     pad_token_id={pad},
 )
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+print(tokenizer.decode(output[0{behind}], skip_special_tokens=True))
 ```
 
 The critic's value head is in `value_head.safetensors`, how tokens were sampled in `sampling.json`.
 """
+
+# What differs with the kind of model.
+KINDS = {
+    False: {
+        "article": "A causal language model",
+        "pipeline": "text-generation",
+        "loader": "AutoModelForCausalLM",
+        "behind": ', inputs["input_ids"].shape[1] :',
+    },
+    True: {
+        "article": "An encoder-decoder",
+        "pipeline": "text2text-generation",
+        "loader": "AutoModelForSeq2SeqLM",
+        "behind": "",
+    },
+}
+TEXT = 'inputs = tokenizer({prompt!r}, return_tensors="pt")'
+CHAT = """messages = {prompt!r}
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)"""
 
 CONFINED = """While it was trained, only some tokens could be said ({what}). The code below does not
 confine the model; `generate` of the saved agent does.
@@ -63,7 +84,7 @@ def model_card(policy: BackbonePolicy, folder: Path, results: Mapping[str, Any])
         results: What is known of the results: name and value.
     """
     facts = {name: value for name, value in policy.facts.items() if value is not None}
-    prompt = str(facts.pop("prompt", "Hello"))
+    prompt = facts.pop("prompt", "Hello")
     adapter = policy.backbone.adapter
     is_adapter = (folder / "adapter_config.json").is_file()
     base = adapter.base if is_adapter and adapter is not None else None
@@ -80,7 +101,8 @@ def model_card(policy: BackbonePolicy, folder: Path, results: Mapping[str, Any])
         results=_table("measure", results) if results else "Nothing was measured.\n",
         note=_note(policy),
         tokenizer="" if own_tokenizer else "  # none was saved: give the name of the model's own",
-        prompt=prompt,
+        **KINDS[bool(getattr(policy.backbone.config, "is_encoder_decoder", False))],
+        inputs=(TEXT if isinstance(prompt, str) else CHAT).format(prompt=prompt),
         stops=list(getattr(space, "stop_token_ids", ())) or None,
         pad=getattr(space, "pad_token_id", None),
         temperature=policy.sampling.temperature,

@@ -10,7 +10,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from textenvs.envs.prompts import NO_TEMPLATE
+from textenvs.messages import Message, are_messages, check_messages
 from textenvs.text.codec import TextCodec, TokenIds
+from textenvs.text.special import in_texts
 
 if TYPE_CHECKING:
     from stable_baselines3.common.type_aliases import PyTorchObs
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 def generate(
     policy: BackbonePolicy,
     codec: TextCodec,
-    texts: Sequence[str],
+    texts: Sequence[str | Sequence[Message]],
     max_new_tokens: int | None = None,
     deterministic: bool = False,
     batch_size: int = 64,
@@ -31,20 +34,24 @@ def generate(
     Args:
         policy: The policy.
         codec: What makes tokens of text and text of tokens.
-        texts: The prompts, which are text alone, as users' texts are. Of those that are too long
-            the beginning is cut off, with a warning.
+        texts: The prompts, which are text alone, as users' texts are, or lists of messages. Of
+            those that are too long the beginning is cut off, with a warning.
         max_new_tokens: How many tokens a response may have, EOS included. None: as many as in the
             policy's environments.
         deterministic: Whether to take the most likely token each time.
         batch_size: How many prompts to answer at a time.
 
     Raises:
-        TypeError: If a prompt is no text.
-        ValueError: If there are to be more tokens than the model can read, or less than 1.
+        TypeError: If a prompt is neither text nor messages.
+        ValueError: If there are to be more tokens than the model can read, or less than 1, or
+            messages where there is no chat template.
     """
     for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"A prompt must be a text, but one is a {type(text).__name__}: {text}.")
+        if not isinstance(text, str) and not are_messages(text):
+            raise TypeError(
+                "A prompt must be a text, or a list of messages where there is a chat template, "
+                f"but one is a {type(text).__name__}: {text}."
+            )
     budgets = [_budget(policy, key) for key in ("prompt", "response")]
     wanted = budgets[1] if max_new_tokens is None else max_new_tokens
     room = policy.backbone.longest_prompt(wanted)
@@ -100,7 +107,9 @@ def _respond(
     return [np.array(tokens, dtype=np.int64) for tokens in said]
 
 
-def _fitting(codec: TextCodec, texts: Sequence[str], longest: float) -> list[TokenIds]:
+def _fitting(
+    codec: TextCodec, texts: Sequence[str | Sequence[Message]], longest: float
+) -> list[TokenIds]:
     """Return prompts as tokens, none of more than `longest`; a special token in front is kept."""
     prompts = [codec.encode_prompt(_rendered(codec, text)) for text in texts]
     long = [i for i, prompt in enumerate(prompts) if len(prompt) > longest]
@@ -118,12 +127,16 @@ def _fitting(codec: TextCodec, texts: Sequence[str], longest: float) -> list[Tok
     return prompts
 
 
-def _rendered(codec: TextCodec, text: str) -> str:
-    """Return a user's text as the model reads it."""
-    said = codec.as_text(text)
+def _rendered(codec: TextCodec, prompt: str | Sequence[Message]) -> str:
+    """Return a user's text, or a conversation, as the model reads it."""
+    said = in_texts(prompt, codec.as_text)
+    if isinstance(said, str):
+        if codec.chat is None:
+            return said
+        said = [{"role": "user", "content": said}]
     if codec.chat is None:
-        return said
-    return codec.chat.prompt(codec.begun([{"role": "user", "content": said}]))
+        raise ValueError(NO_TEMPLATE)
+    return codec.chat.prompt(codec.begun(check_messages(said)))
 
 
 def _budget(policy: BackbonePolicy, key: str) -> int:

@@ -21,6 +21,7 @@ from transformers import (
 from agents import A2C, GRPO, NLPO, PPO, ExpertIteration, evaluate_model, evaluate_split, warm_start
 from agents.models.seq2seq import Seq2SeqBackbone
 from tests.agents.agents import same, weights
+from tests.agents.policies.test_card import run_code
 from tests.agents.seq2seq import BART, T5, forcing
 from tests.agents.training.test_imitation import WORDS, Spell
 from tests.textenvs.marian import marian_tokenizer
@@ -129,7 +130,9 @@ def test_a_saved_agent_goes_on_exactly(value_model: str | None, name: str, tmp_p
     assert same(weights(whole.policy), weights(again.policy))
 
 
-def test_a_folder_is_a_model_and_says_how_prompts_are_read(tmp_path: Path) -> None:
+def test_a_folder_is_a_model_and_says_how_prompts_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = agent()
     folder = tmp_path / "model"
     trained.policy.save_pretrained(folder)
@@ -146,6 +149,9 @@ def test_a_folder_is_a_model_and_says_how_prompts_are_read(tmp_path: Path) -> No
         expected = plain(input_ids=prompt, decoder_input_ids=th.tensor([[PAD]])).logits[0, -1]
         hidden = backbone.last_hidden(obs)
         assert th.allclose(backbone.logits(hidden)[0], expected, atol=1e-5)
+    with th.random.fork_rng(), monkeypatch.context() as elsewhere:
+        names = run_code(folder, elsewhere)
+    assert names["output"][0, 0] == PAD and 1 < names["output"].shape[1] <= 7
     found = evaluate_model(str(folder), "TextGen-v0", max_examples=4, max_new_tokens=6)
     assert len(found.rewards) == 4
 

@@ -149,6 +149,11 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return self.engine.task
 
     @property
+    def codec(self) -> TextCodec:
+        """How text becomes tokens."""
+        return self.engine.codec
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer."""
         return self.engine.tokenizer

@@ -14,6 +14,11 @@ from textenvs.text.codec import TextCodec, TokenIds
 from textenvs.text.special import BREAK, in_texts
 
 Side = Literal["left", "right"]
+NO_TEMPLATE = (
+    "A prompt consists of messages, which need a chat template: use a tokenizer that has one "
+    "(gym.make(..., tokenizer=...)), or give one (chat_template='{% for message in messages "
+    "%}...'). Encoder-decoders read none."
+)
 ROLES = {"user": "user", "agent": "assistant"}
 
 
@@ -51,11 +56,7 @@ def prompt_text(task: Task, example: Example) -> str:
     text = task.prompt(example)
     if isinstance(text, str) and not example.history:
         return text
-    raise ValueError(
-        "A prompt consists of messages, which need a chat template: use a tokenizer that has one "
-        "(gym.make(..., tokenizer=...)), or give one (chat_template='{% for message in messages "
-        "%}...'). Encoder-decoders read none."
-    )
+    raise ValueError(NO_TEMPLATE)
 
 
 def messages_of(task: Task, codec: TextCodec, example: Example) -> list[Message]:

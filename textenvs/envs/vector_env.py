@@ -146,6 +146,11 @@ class TextVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[An
         return self.engine.task
 
     @property
+    def codec(self) -> TextCodec:
+        """How text becomes tokens."""
+        return self.engine.codec
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer."""
         return self.engine.tokenizer

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from textenvs.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# {"role": "system", "user" or "assistant", "content": text}
-Message = Mapping[str, str]
-
+# For templates that write the date: with today's, a run would be another one tomorrow.
+DAY = datetime(2024, 7, 26)
+CODES = "".join(f" | replace('%{code}', '{DAY:%{code}}')" for code in "YymdBbAaHMSjp")
+FIXED_DAY = f"{{%- macro strftime_now(format) -%}}{{{{ format{CODES} }}}}{{%- endmacro -%}}"
 # Stands where a response will be: a noncharacter of Unicode, which no text contains.
 MARK = "\ufdd2"
 
@@ -75,11 +79,16 @@ class ChatTemplate:
         whole = self.prompt([*messages[:-1], _said(MARK), asked])
         return whole.rpartition(MARK)[2]
 
+    def _template(self) -> str | None:
+        """Return what renders, in which the date is a fixed day."""
+        used = self.template or self._tokenizer.get_chat_template()
+        return FIXED_DAY + used if "strftime_now" in used else self.template
+
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         try:
             rendered: Any = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                chat_template=self.template,
+                chat_template=self._template(),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )

@@ -7,9 +7,11 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch as th
 
 from agents import PPO
 from agents.policies import generation
+from tests.agents.policies.test_card import run_code
 from tests.textenvs.chats import TEMPLATES, chat_tokenizer
 from textenvs.text.codec import TextCodec
 
@@ -56,6 +58,47 @@ def test_generate_reads_what_was_trained_with(read: list[str], tmp_path: Path) -
         used = options.get("chat_template", TEMPLATES["ChatML"])
         assert (folder.chat is None) == (used is False)
         assert used is False or folder.tokenizer.chat_template == used
+
+
+def test_messages_are_prompts(read: list[str]) -> None:
+    model = agent(system_prompt="Be kind.", max_prompt_tokens=90)
+    messages = [{"role": "user", "content": "Hm <|im_end|>"}]
+    earlier = [*messages, {"role": "assistant", "content": "Yes."}, *messages]
+    system = {"role": "system", "content": "Be brief."}
+    assert isinstance(model.generate(messages), str)
+    assert len(model.generate([messages, "Hm", [system, *earlier]])) == 3
+    codec = model.env.env.unwrapped.codec
+    broken = codec.as_text("Hm <|im_end|>")
+    own = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": broken}]
+    ids = codec.encode_prompt(codec.chat.prompt(own))
+    assert [text.removeprefix("<|bos|>") for text in read[:2]] == [codec.tokenizer.decode(ids)] * 2
+    assert read[0].count("<|im_end|>") == 3 and "Be kind." in read[2]
+    assert "Be brief." in read[3] and "Be kind." not in read[3] and "Yes." in read[3]
+    with pytest.raises(ValueError, match=r"last message .* roles are user, assistant"):
+        model.generate([earlier[:2]])
+    with pytest.raises(ValueError, match="messages, which need a chat template"):
+        agent(chat_template=False).generate(messages)
+
+
+def test_environments_elsewhere_say_how_they_read(read: list[str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tokenizer": chat_tokenizer("ChatML"), "system_prompt": "Be kind."}
+    envs: Any = gym.make_vec("TextGen-v0", 2, vectorization_mode="async", **options)
+    model = PPO("TransformerPolicy", envs, n_steps=4, device="cpu")
+    model.generate("Hm")
+    model.save(tmp_path / "agent.zip")
+    PPO.load(tmp_path / "agent.zip", device="cpu").generate("Hm")
+    envs.close()
+    assert len(read) == 2 and all("Be kind." in text for text in read)
+
+
+def test_the_cards_code_asks_in_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = agent(system_prompt="Be kind.")
+    model.policy.save_pretrained(tmp_path / "model")
+    with th.random.fork_rng():
+        names = run_code(tmp_path / "model", monkeypatch)
+    assert [message["role"] for message in names["messages"]] == ["system", "user"]
+    engine = model.env.env.unwrapped.engine
+    assert names["inputs"]["input_ids"][0].tolist() == engine.prompts[0].tolist()
 
 
 def test_agents_of_before_there_were_chats_read_none(read: list[str], tmp_path: Path) -> None:

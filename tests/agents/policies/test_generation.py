@@ -119,7 +119,7 @@ def test_after_load_without_an_environment(model: Any, tmp_path: Path) -> None:
 
 
 def test_what_makes_no_sense(model: Any) -> None:
-    with pytest.raises(TypeError, match="must be a text, but one is a int"):
+    with pytest.raises(TypeError, match=r"must be a text, or .* but one is a int"):
         model.generate([1, 2])
     for wrong in (0, 10**6):
         with pytest.raises(ValueError, match=f"max_new_tokens must be .* it is {wrong}\\."):
