@@ -183,6 +183,19 @@ def fixed_positions(model: PreTrainedModel) -> list[nn.Parameter]:
     return [parameter for table in fixed for parameter in table.parameters()]
 
 
+def is_quantised(model: nn.Module) -> bool:
+    """Return whether a model's weights, or those of one in it, are of few bits.
+
+    transformers 5.17, 5.23.
+    """
+    return any(getattr(part, "is_quantized", False) for part in model.modules())
+
+
+def has_own_code(config: Any) -> bool:
+    """Return whether a config is of code that came with a model; transformers 5.17, 5.23."""
+    return type(config).__module__.startswith("transformers_modules")
+
+
 def kept_in_float32(model: PreTrainedModel, dtype: th.dtype) -> set[str]:
     """Return the names of parts that a checkpoint of lower precision has in float32.
 

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 from agents import parallel
 from agents.algorithms.arguments import for_transformers
 from agents.algorithms.resume import ResumePoint, resume_point
+from agents.compat import is_quantised
 from agents.decoding.weights_version import fingerprint
 from agents.learning.reference import make_reference
 from agents.models.backbone import Backbone
@@ -120,9 +121,20 @@ class SavedExactly(OnPolicyAlgorithm):
         self.frozen = now
 
     def _frozen_weights(self) -> dict[str, th.Tensor]:
-        """Return the policy's weights that are not trained, by their names in its state dict."""
-        named = self._text_policy().named_parameters(remove_duplicate=False)
-        return {name: weight.detach() for name, weight in named if not weight.requires_grad}
+        """Return the policy's weights that are not trained, by their names in its state dict.
+
+        Those that are quantised are several tensors: theirs is what is no parameter nor buffer.
+        """
+        policy = self._text_policy()
+        named = dict(policy.named_parameters(remove_duplicate=False))
+        frozen = {
+            name: weight.detach() for name, weight in named.items() if not weight.requires_grad
+        }
+        if is_quantised(policy.backbone):
+            known = {*named, *dict(policy.named_buffers(remove_duplicate=False))}
+            state = policy.state_dict()
+            frozen.update({name: state[name] for name in state.keys() - known})
+        return frozen
 
     @for_transformers
     def get_parameters(self) -> dict[str, dict[str, Any]]:
@@ -251,7 +263,9 @@ class SavedExactly(OnPolicyAlgorithm):
                 params = {name: value for name, value in params.items() if name != "reference"}
         elif self.reference is not None and "reference" not in params:
             params = {**params, "reference": self.reference.state_dict()}
-        if self.frozen is not None and "policy" in params:
+        if self.frozen is not None and is_quantised(self._text_policy().backbone):
+            exact_match = False  # what is quantised is never loaded into what is
+        elif self.frozen is not None and "policy" in params:
             params = {**params, "policy": {**self._frozen_weights(), **params["policy"]}}
         super().set_parameters(params, exact_match, device)
 

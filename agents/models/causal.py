@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -49,6 +49,7 @@ class CausalBackbone(HuggingFaceBackbone):
         compiled: Whether rollouts run compiled programs; see `agents.decoding.decoder.Decoder`.
         prefill_tokens: How many tokens, padding included, a forward reads that computes the
             hidden states of observations.
+        init_kwargs: Further arguments of `from_pretrained`.
 
     Attributes:
         longest: The most tokens that it can read.
@@ -72,11 +73,12 @@ class CausalBackbone(HuggingFaceBackbone):
         gradient_checkpointing: bool = False,
         compiled: bool = False,
         prefill_tokens: int = PREFILL_TOKENS,
+        init_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(model, str) and model == "tiny":
             model = tiny_config(vocab_size, max_tokens)
             model.eos_token_id, model.pad_token_id = eos_token_id, None
-        super().__init__(model, adapter)
+        super().__init__(model, adapter, init_kwargs)
         self.layout, self.convention = CausalLayout(), "causal"
         check_sizes(self.model, vocab_size, max_tokens, eos_token_id)
         self.max_tokens = max_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch as th
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from agents.compat import kept_in_float32
+from agents.compat import is_quantised, kept_in_float32
 from agents.models.backbone import Backbone
 from agents.models.checkpointing import checkpoint_layers, recomputing
 from agents.models.loading import ModelSpec, freeze_positions, load_model
@@ -54,6 +54,7 @@ class HuggingFaceBackbone(Backbone):
         model: A name or path, or a config, whose model is initialised at random. An adapter that
             `peft` has saved is trained on.
         adapter: A LoRA adapter to train instead of the weights; see `agents.models.lora`.
+        init_kwargs: Further arguments of `from_pretrained`.
 
     Attributes:
         model: The model.
@@ -61,10 +62,15 @@ class HuggingFaceBackbone(Backbone):
 
     Raises:
         ValueError: If the model cannot be loaded, or it is an adapter and another one is to be
-            trained.
+            trained, or its weights are quantised and no adapter is.
     """
 
-    def __init__(self, model: ModelSpec, adapter: AdapterSpec | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        adapter: AdapterSpec | None = None,
+        init_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         saved = adapter_folder(model) if isinstance(model, (str, Path)) else None
         if saved is not None and adapter is not None:
@@ -73,8 +79,13 @@ class HuggingFaceBackbone(Backbone):
                 "merge it into its model (policy.save_pretrained(..., merge=True)) and give that."
             )
         source = model if saved is None else saved[1]
-        self.model = load_model(source)
+        self.model = load_model(source, init_kwargs)
         self.model.eval()
+        if is_quantised(self.model) and saved is None and adapter is None:
+            raise ValueError(
+                "Weights that are quantised cannot be trained: train an adapter beside them "
+                "(peft_config={'r': 16}), or load them as they were."
+            )
         self.adapter = None
         if saved is not None or adapter is not None:
             name = None if isinstance(source, PretrainedConfig) else _absolute(source)
@@ -132,6 +143,12 @@ class HuggingFaceBackbone(Backbone):
 
     def save_merged(self, folder: Path) -> None:
         """Write the whole model, an adapter added, in its checkpoint's precision."""
+        if is_quantised(self.model):
+            raise ValueError(
+                "An adapter is not merged into weights that are quantised, which would round it: "
+                "save it as it is, and merge it into the model as it was before "
+                "(peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload())."
+            )
         model = self.model if self.adapter is None else self.adapter.merged()
         rounded(model, model.config.dtype).save_pretrained(folder)
 

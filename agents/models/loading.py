@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -33,6 +34,18 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 TINY_WIDTH = 128
 
+# Arguments of `from_pretrained` that are given otherwise here, and those that find its files.
+ELSEWHERE = {
+    "dtype": "weights are trained in float32; autocast='bfloat16' computes in less",
+    "torch_dtype": "weights are trained in float32; autocast='bfloat16' computes in less",
+    "device_map": "device=... says where a model is",
+    "config": "give the config as model=..., or save the model with it",
+}
+OF_CONFIGS = (
+    *("revision", "code_revision", "trust_remote_code", "token", "cache_dir", "force_download"),
+    *("local_files_only", "proxies", "subfolder"),
+)
+
 
 def tiny_config(vocab_size: int, max_positions: int) -> LlamaConfig:
     """Return the embedded default: a Llama of about one million parameters."""
@@ -59,7 +72,7 @@ def model_kind(model: Any, peft_config: Any = None) -> ModelKind:
     return "pretrained" if named else "new"
 
 
-def load_model(model: ModelSpec) -> PreTrainedModel:
+def load_model(model: ModelSpec, init_kwargs: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """Return a language model in float32, causal or an encoder-decoder.
 
     Its config's dtype stays that of the checkpoint, in which it is to be saved.
@@ -67,17 +80,23 @@ def load_model(model: ModelSpec) -> PreTrainedModel:
     Args:
         model: A name or path that `AutoModelForCausalLM.from_pretrained` resolves, or a config,
             whose model is initialised at random.
+        init_kwargs: Further arguments of `from_pretrained`, such as `revision`.
 
     Raises:
         TypeError: If it is something else.
-        ValueError: If it cannot be loaded, with the cause, or is no causal language model.
+        ValueError: If it cannot be loaded, with the cause, or is no causal language model, or the
+            arguments have what is given elsewhere.
     """
+    init_kwargs = dict(init_kwargs or {})
+    for name, elsewhere in ELSEWHERE.items():
+        if name in init_kwargs:
+            raise ValueError(f"model_init_kwargs must not have {name}: {elsewhere}.")
     if isinstance(model, PretrainedConfig):
         dtype = model.dtype
         loaded: Any = _loader(model).from_config(model, dtype=th.float32)
         loaded.config.dtype = dtype
     elif isinstance(model, (str, Path)):
-        loaded = _from_pretrained(str(model))
+        loaded = _from_pretrained(str(model), init_kwargs)
     else:
         raise TypeError(
             "model must be 'tiny', a name, a path or a config, "
@@ -97,21 +116,26 @@ def freeze_positions(model: PreTrainedModel) -> None:
         parameter.requires_grad_(False)
 
 
-def _from_pretrained(name: str) -> PreTrainedModel:
+def _from_pretrained(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
+    # Code that comes with a model is not run, nor asked about, unless somebody wants that.
+    options = {"trust_remote_code": False, **init_kwargs}
     try:
-        # Code that comes with a model is not run, nor asked about.
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        both: Any = _loader(config).from_pretrained(
-            name, dtype=th.float32, trust_remote_code=False, output_loading_info=True
+        config = AutoConfig.from_pretrained(
+            name, **{key: value for key, value in options.items() if key in OF_CONFIGS}
         )
+        both: Any = _loader(config).from_pretrained(
+            name, dtype=th.float32, output_loading_info=True, **options
+        )
+    except ImportError:  # which says what to install
+        raise
     except Exception as error:  # of files there are as many as there are ways to damage them
         local = Path(name).is_dir()
         advice = "" if local else " There is no such folder; a hub id needs a connection or a "
         raise ValueError(
             f"No language model could be loaded from {name!r}: "
             f"{_damaged(name) if local else ''}{_cause(error)}{advice}"
-            f"{'' if local else 'cached copy.'} Expected 'tiny', a folder written by "
-            "save_pretrained, or a hub id."
+            f"{'' if local else 'cached copy.'}{_trust(error)} Expected 'tiny', a folder written "
+            "by save_pretrained, or a hub id."
         ) from error
     loaded, info = both
     loaded.config.dtype = config.dtype
@@ -125,7 +149,8 @@ def _from_pretrained(name: str) -> PreTrainedModel:
     # safetensors maps tensors at unaligned offsets, and rounding depends on the alignment: clone
     # them, so that a resumed run, whose weights have memory of their own, rounds alike.
     for tensor in chain(loaded.parameters(), loaded.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.is_floating_point():  # and not quantised
+            tensor.data = tensor.data.clone()
     return cast("PreTrainedModel", loaded)
 
 
@@ -157,6 +182,13 @@ def _damaged(name: str) -> str:
         except Exception:  # whatever is wrong with it, the cause of the failure says it
             return f"the file {file.name} is damaged. "
     return ""
+
+
+def _trust(error: BaseException) -> str:
+    """Return how to run code that comes with a model, if that was asked for, as a sentence."""
+    if "trust_remote_code" not in str(error):
+        return ""
+    return " If you trust it, model_init_kwargs={'trust_remote_code': True} runs it."
 
 
 def _cause(error: BaseException) -> str:

@@ -317,6 +317,8 @@ def _scales(model: PreTrainedModel) -> list[tuple[th.Tensor, float]]:
     for layer in model.modules():
         if isinstance(layer, (th.nn.Linear, Conv1D)) and layer is not head:
             weight = layer.weight
+            if not weight.is_floating_point():  # but quantised
+                continue
             width = weight.shape[0 if isinstance(layer, Conv1D) else 1]
             gain = float(weight.detach().norm()) / sqrt(weight.numel()) * sqrt(width)
             if 0 < gain < GAIN:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +53,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         autocast: The lower precision that encoder and decoder compute in; see `CausalBackbone`.
         gradient_checkpointing: Whether to keep each layer's input only; see `CausalBackbone`.
         prefill_tokens: How many tokens, padding included, a forward reads that computes prompts.
+        init_kwargs: Further arguments of `from_pretrained`.
 
     Attributes:
         prefix: What the decoder reads before a response.
@@ -75,8 +76,9 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         autocast: th.dtype | None = None,
         gradient_checkpointing: bool = False,
         prefill_tokens: int = PREFILL_TOKENS,
+        init_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, adapter)
+        super().__init__(model, adapter, init_kwargs)
         self.prefix = _prefix(self.model)
         self.layout, self.convention = Seq2SeqLayout(self.prefix), "encoder"
         own_pad = self.model.config.pad_token_id

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch as th
 
+from agents.compat import has_own_code, is_quantised
 from agents.models.loading import check_device
 from agents.policies import export
 from agents.policies.base import BackbonePolicy
@@ -23,6 +24,8 @@ Self = TypeVar("Self", bound="SavedPolicy")
 class SavedPolicy(BackbonePolicy):
     """A policy that can be saved; `TransformerPolicy` has the arguments."""
 
+    _model: Any
+    _init_kwargs: dict[str, Any]
     _peft_config: AdapterSpec | None
 
     def save_pretrained(
@@ -51,21 +54,41 @@ class SavedPolicy(BackbonePolicy):
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
         export.save_policy(self, Path(directory), tokenizer, merge, results or {})
 
+    def save(self, path: str) -> None:
+        """Save as SB3 does: all weights, so that they must not be quantised."""
+        if is_quantised(self.backbone):
+            raise ValueError(
+                "A policy is saved with all of its weights, and quantised ones cannot be loaded: "
+                "save the agent, or the adapter by save_pretrained."
+            )
+        super().save(path)
+
     @classmethod
     def load(cls: type[Self], path: str, device: th.device | str = "auto") -> Self:
         """Load as SB3 does, to a device that is there."""
         check_device(device)
         return super().load(path, device)
 
-    def saved_model(self) -> dict[str, Any]:
+    def saved_model(self, whole: bool = False) -> dict[str, Any]:
         """Return the arguments to make the model with before saved weights are loaded.
 
-        The weights that an adapter leaves as they are come from where they came from; all others
-        are saved, so that nothing depends on a path.
+        The weights that an adapter leaves as they are come from where they came from, and so does
+        code that came with a model; all others are saved, so that nothing depends on a path.
+
+        Args:
+            whole: Whether the weights that an adapter leaves as they are will be loaded, too.
         """
-        adapter = self.backbone.adapter
-        model = self.backbone.config if adapter is None else adapter.base or self.backbone.config
-        return {"model": model, "peft_config": self._peft_config}
+        adapter, config = self.backbone.adapter, self.backbone.config
+        model, init_kwargs = config, None
+        if has_own_code(config):
+            model, init_kwargs = self._model, self._init_kwargs
+        elif adapter is not None and adapter.base is not None and not whole:
+            model, init_kwargs = adapter.base, self._init_kwargs
+        return {
+            "model": model,
+            "model_init_kwargs": init_kwargs,
+            "peft_config": self._peft_config,
+        }
 
     def load_value_head(self, directory: str | Path) -> None:
         """Read the value head from a folder that `save_pretrained` wrote."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -47,6 +48,9 @@ class TransformerPolicy(SavedPolicy):
         model: "tiny" (a Llama of about a million parameters, initialised at random), a name or
             path that `AutoModelForCausalLM.from_pretrained` resolves, or a config. An adapter that
             `peft` has saved is trained on, as with `peft_config`, and saved as one.
+        model_init_kwargs: Further arguments of `from_pretrained`, where models are loaded by name:
+            `revision`, `attn_implementation`, `trust_remote_code` (which runs code that comes with
+            a model), `quantization_config` (of `model` alone, with `peft_config`).
         temperature: Logits are divided by it.
         top_k: Sample from the k most likely tokens. 0: all.
         top_p: Sample from the smallest set of most likely tokens with at least this probability.
@@ -92,6 +96,7 @@ class TransformerPolicy(SavedPolicy):
         use_sde: bool = False,
         *,
         model: ModelSpec = "tiny",
+        model_init_kwargs: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -142,6 +147,12 @@ class TransformerPolicy(SavedPolicy):
             "gradient_checkpointing": gradient_checkpointing,
             "compile": compile,
         }
+        self._model, self._init_kwargs = model, dict(model_init_kwargs or {})
+        if self._init_kwargs and model_kind(model) == "new":
+            raise ValueError(
+                "model_init_kwargs are for models that are loaded by name, and this one is made "
+                "from a config: leave them out."
+            )
         self.backbone = self.make_backbone(model, peft_config)
         # What the model lacks of the tokenizer's vocabulary is never sampled.
         self.vocab_size = min(self.vocab_size, self.backbone.num_logits)
@@ -199,6 +210,11 @@ class TransformerPolicy(SavedPolicy):
                 "Actor, critic and reference read the same sequences, so that all of them are "
                 f"causal models or all of them encoder-decoders: {model!r} is of the other kind."
             )
+        if isinstance(model, (str, Path)) and model != "tiny":
+            own = dict(self._init_kwargs)
+            if actor is not None:
+                own.pop("quantization_config", None)
+            options["init_kwargs"] = own
         if not is_seq2seq(model):
             options |= {"compiled": compiled}
             return CausalBackbone(model, self.vocab_size, sum(budgets), *roles, **options)
@@ -214,14 +230,13 @@ class TransformerPolicy(SavedPolicy):
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
             # The config, not a path: the weights are in the state dict, all of them.
-            "model": self.backbone.config,
+            **self.saved_model(whole=True),
             **vars(self.sampling),
             "allowed_tokens": self._allowed_tokens,
             "constraint": self._constraint,
             "use_cache": self.use_cache,
             "value_model": self.saved_value_model(),
             "critic": self.critic,
-            "peft_config": self._peft_config,
             **self._options,
             "head_chunk": self.head_chunk,
             "optimizer_class": self.optimizer_class,
