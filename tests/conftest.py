@@ -54,6 +54,14 @@ def interruptible() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_folder_of_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let SB3 make no folder for each logger that it configures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("logs")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def smaller_model() -> Iterator[None]:
     """Make "tiny", of which tests need no more than that it is a model, a fifth as expensive."""
     if "agents" not in sys.modules:
