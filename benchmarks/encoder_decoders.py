@@ -74,6 +74,7 @@ def run(name: str, case: dict[str, Any], options: Options) -> dict[str, Any]:
     with TemporaryDirectory() as place:
         folder = Path(place)
         data = _pairs(options, folder) if case["pairs"] else {}
+        torch.manual_seed(case["seed"])
         save_model(case["model"], folder / "model", _tokenizer(data))
         passes = options.passes * (4 if case["pairs"] else 1)
         spec = RunSpec(
