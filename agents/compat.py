@@ -191,6 +191,13 @@ def is_quantised(model: nn.Module) -> bool:
     return any(getattr(part, "is_quantized", False) for part in model.modules())
 
 
+def keep_gradients(model: nn.Module) -> None:
+    """Let layers of 4 bits compute by what gradients go through, on any CPU; bitsandbytes 0.50."""
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            cast("Any", part).support_avx512bf16_for_cpu = False
+
+
 def has_own_code(config: Any) -> bool:
     """Return whether a config is of code that came with a model; transformers 5.17, 5.23."""
     return type(config).__module__.startswith("transformers_modules")

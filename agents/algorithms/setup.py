@@ -93,7 +93,7 @@ class SetUp(KnowsTexts):
         With LoRA and no `ref_model`, it is the model with its adapter as that is now.
         """
         self.reference = make_reference(self._text_policy(), self.ref_model)
-        self.ref_config = self.reference.config
+        self.ref_config = self.reference.made_of
 
     @for_transformers
     def _setup_learn(

@@ -83,7 +83,7 @@ class KnowsTexts(SavedExactly):
         if engine is None:
             return
         policy.facts.update(self._facts(engine))
-        known = policy.vocab_size
+        known = policy.backbone.readable or policy.vocab_size
         highest = max(int(prompt.max()) for prompt in engine.prompts)
         if highest >= known:
             raise ValueError(
@@ -143,8 +143,9 @@ class KnowsTexts(SavedExactly):
                 `TransformerPolicy`.
         """
         policy = self._text_policy()
+        texts = texts if isinstance(texts, str) else list(texts)
         one = isinstance(texts, str) or are_messages(texts)
-        several: Any = [texts] if one else list(texts)
+        several: Any = [texts] if one else texts
         answers = generate(
             policy, self._codec(), several, max_new_tokens, deterministic, batch_size
         )
@@ -157,9 +158,9 @@ class KnowsTexts(SavedExactly):
             self.tokenizer_archive = _packed(tokenizer, len(tokenizer))
 
     def _codec(self) -> TextCodec:
-        codec: TextCodec | None = _attribute(self.env, "codec")
-        if codec is not None:
-            return codec
+        engine = None if self.env is None else _text_engine(self.env)
+        if engine is not None:
+            return engine.codec
         tokenizer = self._text_policy().tokenizer
         if tokenizer is None:
             raise ValueError(

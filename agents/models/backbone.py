@@ -49,6 +49,7 @@ class Backbone(th.nn.Module, ABC):
         adapter: A LoRA adapter that is trained instead of the weights, or None.
         convention: How prompts are to be read for it; see `TextCodec`. None: it does not matter.
         never_said: Tokens that it must not emit, whatever the action space allows.
+        readable: How many ids prompts may have. None: as many as it can emit.
     """
 
     hidden_size: int
@@ -58,11 +59,17 @@ class Backbone(th.nn.Module, ABC):
     adapter: Adapter | None = None
     convention: Literal["causal", "encoder"] | None = None
     never_said: tuple[int, ...] = ()
+    readable: int | None = None
 
     @property
     @abstractmethod
     def config(self) -> Any:
         """What to make the model of again before its weights are loaded: plain, picklable data."""
+
+    @property
+    def made_of(self) -> Any:
+        """What `TransformerPolicy` and its like take to make it again: the config, or a name."""
+        return self.config
 
     @abstractmethod
     def hidden_states(self, batch: SequenceBatch) -> th.Tensor:

@@ -17,7 +17,7 @@ import torch as th
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from agents.compat import is_quantised, kept_in_float32
+from agents.compat import has_own_code, is_quantised, kept_in_float32
 from agents.models.backbone import Backbone
 from agents.models.checkpointing import checkpoint_layers, recomputing
 from agents.models.loading import ModelSpec, freeze_positions, load_model
@@ -87,10 +87,10 @@ class HuggingFaceBackbone(Backbone):
                 "(peft_config={'r': 16}), or load them as they were."
             )
         self.adapter = None
+        self._name = None if isinstance(source, PretrainedConfig) else _absolute(source)
         if saved is not None or adapter is not None:
-            name = None if isinstance(source, PretrainedConfig) else _absolute(source)
             spec = cast("AdapterSpec", adapter) if saved is None else saved[0]
-            self.adapter = Adapter(self.model, spec, name)
+            self.adapter = Adapter(self.model, spec, self._name)
         # What is tried is the model in float32.
         self.autocast: th.dtype | None = None
         self._checkpointed: list[nn.Module] = []
@@ -106,6 +106,11 @@ class HuggingFaceBackbone(Backbone):
     def config(self) -> PretrainedConfig:
         """The model's config."""
         return self.model.config
+
+    @property
+    def made_of(self) -> PretrainedConfig | str:
+        """The config, or the name of a model whose code came with it."""
+        return self._name if self._name and has_own_code(self.config) else self.config
 
     @property
     def decodes(self) -> bool:

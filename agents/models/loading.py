@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from agents.compat import fixed_positions
+from agents.compat import fixed_positions, keep_gradients
 from agents.models.lora import adapter_folder
 from textenvs.text.loading import model_is_seq2seq
 
@@ -120,9 +120,9 @@ def _from_pretrained(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
     # Code that comes with a model is not run, nor asked about, unless somebody wants that.
     options = {"trust_remote_code": False, **init_kwargs}
     try:
-        config = AutoConfig.from_pretrained(
-            name, **{key: value for key, value in options.items() if key in OF_CONFIGS}
-        )
+        config = AutoConfig.from_pretrained(name, **_of_configs(options))
+        if options.get("quantization_config") or getattr(config, "quantization_config", None):
+            options["device_map"] = {"": "cpu"}  # where all models are made
         both: Any = _loader(config).from_pretrained(
             name, dtype=th.float32, output_loading_info=True, **options
         )
@@ -146,6 +146,7 @@ def _from_pretrained(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Expected a whole "
             "language model, as AutoModelForCausalLM or AutoModelForSeq2SeqLM saves it."
         )
+    keep_gradients(loaded)
     # safetensors maps tensors at unaligned offsets, and rounding depends on the alignment: clone
     # them, so that a resumed run, whose weights have memory of their own, rounds alike.
     for tensor in chain(loaded.parameters(), loaded.buffers()):
@@ -154,14 +155,32 @@ def _from_pretrained(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
     return cast("PreTrainedModel", loaded)
 
 
-def is_seq2seq(model: ModelSpec) -> bool:
-    """Return whether a name, path or config is that of an encoder-decoder."""
+def is_seq2seq(model: ModelSpec, init_kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a name, path or config is that of an encoder-decoder.
+
+    Args:
+        model: See `load_model`.
+        init_kwargs: Likewise.
+    """
     if isinstance(model, PretrainedConfig):
         return bool(model.is_encoder_decoder)
     if str(model) in ("tiny", "copy"):
         return False
     saved = adapter_folder(model)
-    return model_is_seq2seq(str(model) if saved is None else saved[1])
+    name = str(model) if saved is None else saved[1]
+    found = _of_configs(init_kwargs or {})
+    if not found:
+        return model_is_seq2seq(name)
+    try:
+        config = AutoConfig.from_pretrained(name, **{"trust_remote_code": False, **found})
+    except Exception:  # Whoever loads the model says what is wrong with it.
+        return False
+    return bool(config.is_encoder_decoder)
+
+
+def _of_configs(init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments of `from_pretrained` that a config is found by."""
+    return {name: given for name, given in init_kwargs.items() if name in OF_CONFIGS}
 
 
 def _loader(config: PretrainedConfig) -> Any:

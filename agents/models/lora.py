@@ -139,6 +139,12 @@ class Adapter:
 def _merged(peft_model: PeftModel) -> PreTrainedModel:
     """Return a model with its adapter added to its weights, and its config as it was."""
     model = cast("PreTrainedModel", peft_model.get_base_model())
+    layers = model.get_input_embeddings(), cast("Any", model.get_output_embeddings())
+    if _shares_embeddings(model) and any(hasattr(layer, "base_layer") for layer in layers):
+        # What is added to one of them is not the other's.
+        head = getattr(layers[1], "base_layer", layers[1])
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
     tied, shared = model.config.tie_word_embeddings, _shares_embeddings(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")

@@ -89,6 +89,8 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         _check_sizes(self.model, vocab_size, max_prompt, max_response + len(self.prefix))
         self._longest = {half: _longest(self.model, half)[0] for half in HALVES}
         _tell_of_settings(self.model)
+        reads = cast("Any", self.model.get_encoder()).get_input_embeddings()
+        self.readable = int(reads.weight.shape[0])
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.hidden_size = int(self.model.config.get_text_config(decoder=True).hidden_size)
         kind = kind_of(self.model), min(4, max_response)

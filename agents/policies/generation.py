@@ -129,14 +129,13 @@ def _fitting(
 
 def _rendered(codec: TextCodec, prompt: str | Sequence[Message]) -> str:
     """Return a user's text, or a conversation, as the model reads it."""
-    said = in_texts(prompt, codec.as_text)
-    if isinstance(said, str):
-        if codec.chat is None:
-            return said
-        said = [{"role": "user", "content": said}]
-    if codec.chat is None:
-        raise ValueError(NO_TEMPLATE)
-    return codec.chat.prompt(codec.begun(check_messages(said)))
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    said = in_texts(check_messages(messages), codec.as_text)
+    if codec.chat is not None:
+        return codec.chat.prompt(codec.begun(said))
+    if isinstance(prompt, str):
+        return codec.as_text(prompt)
+    raise ValueError(NO_TEMPLATE)
 
 
 def _budget(policy: BackbonePolicy, key: str) -> int:

@@ -112,7 +112,7 @@ class CriticMixin(ABC):
         """Return the `value_model` to make the policy with before its weights are loaded."""
         if self.value_backbone is None:
             return None
-        return "copy" if self.value_model_is_copy else self.value_backbone.config
+        return "copy" if self.value_model_is_copy else self.value_backbone.made_of
 
     def critic_hidden(self, batch: SequenceBatch) -> th.Tensor:
         """Return what the value head reads of the actions of sequences, (n, hidden)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch as th
 
-from agents.compat import has_own_code, is_quantised
+from agents.compat import is_quantised
 from agents.models.loading import check_device
 from agents.policies import export
 from agents.policies.base import BackbonePolicy
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
     from agents.models.lora import AdapterSpec
 
+# Of `model_init_kwargs`: what is this user's and this machine's, and not the model's.
+PRIVATE = ("token", "proxies", "cache_dir", "force_download", "local_files_only")
+
 Self = TypeVar("Self", bound="SavedPolicy")
 
 
 class SavedPolicy(BackbonePolicy):
     """A policy that can be saved; `TransformerPolicy` has the arguments."""
 
-    _model: Any
     _init_kwargs: dict[str, Any]
     _peft_config: AdapterSpec | None
 
@@ -78,15 +80,13 @@ class SavedPolicy(BackbonePolicy):
         Args:
             whole: Whether the weights that an adapter leaves as they are will be loaded, too.
         """
-        adapter, config = self.backbone.adapter, self.backbone.config
-        model, init_kwargs = config, None
-        if has_own_code(config):
-            model, init_kwargs = self._model, self._init_kwargs
-        elif adapter is not None and adapter.base is not None and not whole:
-            model, init_kwargs = adapter.base, self._init_kwargs
+        adapter, model = self.backbone.adapter, self.backbone.made_of
+        if adapter is not None and adapter.base is not None and not whole:
+            model = adapter.base
+        kept = {name: given for name, given in self._init_kwargs.items() if name not in PRIVATE}
         return {
             "model": model,
-            "model_init_kwargs": init_kwargs,
+            "model_init_kwargs": kept if isinstance(model, str) and kept else None,
             "peft_config": self._peft_config,
         }
 

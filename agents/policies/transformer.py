@@ -147,7 +147,7 @@ class TransformerPolicy(SavedPolicy):
             "gradient_checkpointing": gradient_checkpointing,
             "compile": compile,
         }
-        self._model, self._init_kwargs = model, dict(model_init_kwargs or {})
+        self._init_kwargs = dict(model_init_kwargs or {})
         if self._init_kwargs and model_kind(model) == "new":
             raise ValueError(
                 "model_init_kwargs are for models that are loaded by name, and this one is made "
@@ -205,17 +205,19 @@ class TransformerPolicy(SavedPolicy):
         }
         compiled = self._options["compile"]
         actor = getattr(self, "backbone", None)
-        if actor is not None and isinstance(actor, Seq2SeqBackbone) != is_seq2seq(model):
+        init_kwargs = dict(self._init_kwargs)
+        if actor is not None:  # another model, which is elsewhere
+            for name in ("quantization_config", "revision", "code_revision", "subfolder"):
+                init_kwargs.pop(name, None)
+        seq2seq = is_seq2seq(model, init_kwargs)
+        if actor is not None and isinstance(actor, Seq2SeqBackbone) != seq2seq:
             raise ValueError(
                 "Actor, critic and reference read the same sequences, so that all of them are "
                 f"causal models or all of them encoder-decoders: {model!r} is of the other kind."
             )
         if isinstance(model, (str, Path)) and model != "tiny":
-            own = dict(self._init_kwargs)
-            if actor is not None:
-                own.pop("quantization_config", None)
-            options["init_kwargs"] = own
-        if not is_seq2seq(model):
+            options["init_kwargs"] = init_kwargs
+        if not seq2seq:
             options |= {"compiled": compiled}
             return CausalBackbone(model, self.vocab_size, sum(budgets), *roles, **options)
         if compiled:

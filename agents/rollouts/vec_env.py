@@ -182,6 +182,15 @@ class GymnasiumVecEnv(VecEnv):
             return [values[slot] for slot in slots]
         raise AttributeError(f"{base} has no attribute {attr_name!r}.")
 
+    def has_attr(self, attr_name: str) -> bool:
+        """Return whether slots have an attribute, without asking workers for what ends them."""
+        base: Any = self.env.unwrapped
+        if hasattr(base, "call"):
+            names = (f"single_{attr_name}", attr_name)
+            own = any(hasattr(owner, name) for owner in (self.env, base) for name in names)
+            return own or all(base.call("has_wrapper_attr", attr_name))
+        return super().has_attr(attr_name)
+
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Set an attribute of every slot."""
         if len(list(self._get_indices(indices))) < self.num_envs:

@@ -7,13 +7,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from importlib.machinery import PathFinder
 from multiprocessing import connection, get_all_start_methods, get_context, parent_process
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
 
+import agents
 from agents.training.folder import is_run
 from agents.training.logs import OnLog
 from agents.training.run import Run
@@ -85,7 +88,9 @@ def _fresh_processes() -> BaseContext:
     Where the platform can, they come from a server that has imported everything once: a process
     takes seconds for that, and memory of its own.
     """
-    if "forkserver" not in get_all_start_methods():
+    own = PathFinder.find_spec("agents", [os.getcwd()])  # a server looks there first
+    other = own is not None and own.origin != agents.__file__
+    if other or "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
     context.set_forkserver_preload(["agents"])
@@ -96,7 +101,9 @@ def _begin(threads: int, environment: dict[str, str]) -> None:
     """Prepare a process: it shows no bars, and ends when the one that has started it does."""
     from transformers.utils import logging
 
-    os.environ.update(environment)  # a server has that of its own start
+    os.environ.clear()  # a server has those of its own start
+    os.environ.update(environment)
+    np.random.seed()
     th.set_num_threads(threads)
     logging.disable_progress_bar()
     parent = parent_process()

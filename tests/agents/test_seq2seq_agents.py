@@ -185,17 +185,18 @@ def test_compiled_steps_are_for_causal_models_alone() -> None:
         agent(policy={"compile": True})
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_marian_with_its_own_tokenizer(joint: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("joint", "target"), [(True, 180), (False, 180), (False, 140)])
+def test_marian_with_its_own_tokenizer(joint: bool, target: int, tmp_path: Path) -> None:
     """A folder with pieces of their own for each language, and ids of their own if need be."""
     pytest.importorskip("sentencepiece")
     (tmp_path / "trained").mkdir()
-    tokenizer = marian_tokenizer(tmp_path / "trained", joint)
+    tokenizer = marian_tokenizer(tmp_path / "trained", joint, target)
     codec = TextCodec(tokenizer, "encoder")
     config = MarianConfig(**{**BART, **ROLES, "vocab_size": len(tokenizer.get_vocab())})
     config.eos_token_id, config.pad_token_id = codec.eos_token_id, codec.pad_token_id
     config.decoder_start_token_id = codec.pad_token_id
-    config.decoder_vocab_size = codec.vocabulary_size
+    said_ids = codec.target_ids or range(codec.vocabulary_size)
+    config.decoder_vocab_size = max(said_ids) + 1
     config.share_encoder_decoder_embeddings = joint
     folder = tmp_path / "model"
     MarianMTModel(config).save_pretrained(folder)
@@ -207,7 +208,7 @@ def test_marian_with_its_own_tokenizer(joint: bool, tmp_path: Path) -> None:
     assert fixed == {
         f"model.model.{half}.embed_positions.weight" for half in ("encoder", "decoder")
     }
-    assert backbone.capabilities.caches is None and backbone.num_logits == codec.vocabulary_size
+    assert backbone.capabilities.caches is None and backbone.num_logits == len(said_ids)
     warm_start(trained, passes=1, progress=False, cache=False)
     trained.learn(64)
     assert trained.logger.name_to_value["train/first_ratio_error"] < 1e-5

@@ -14,12 +14,13 @@ from textenvs.registration import load_task
 PIECES = {"source": 150, "target": 180}
 
 
-def marian_tokenizer(folder: Path, joint: bool = True) -> Any:
+def marian_tokenizer(folder: Path, joint: bool = True, target: int = PIECES["target"]) -> Any:
     """Train one into an empty folder.
 
     Args:
         folder: Where its files go.
         joint: Whether an id is the same piece in both languages, or each has ids of its own.
+        target: How many pieces the language of responses has.
     """
     import sentencepiece
 
@@ -29,7 +30,7 @@ def marian_tokenizer(folder: Path, joint: bool = True) -> Any:
         "target": [example.references[0] for example in examples],
     }
     pieces = {}
-    for side, size in PIECES.items():
+    for side, size in {**PIECES, "target": target}.items():
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts[side]),
             model_prefix=str(folder / side),

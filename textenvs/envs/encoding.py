@@ -69,7 +69,7 @@ class EncodedTask:
     def allowed_tokens(self) -> frozenset[int] | None:
         """The tokens that the choices are made of; EOS is one unless all fill the budget."""
         if self.choices is None:
-            return None
+            return self.codec.target_ids
         allowed = frozenset(token for choice in self.choices for token in choice)
         one_length = {len(choice) for choice in self.choices} == {self.max_new_tokens}
         return allowed if one_length else allowed | {self.codec.eos_token_id}

@@ -70,7 +70,8 @@ def messages_of(task: Task, codec: TextCodec, example: Example) -> list[Message]
 
 def _chat(task: Task, codec: TextCodec, chat: ChatTemplate, example: Example) -> Prompt:
     messages = messages_of(task, codec, example)
-    if any(codec.as_text.finds(message["content"]) for message in messages):
+    texts = (text for message in messages for text in message.values())
+    if any(codec.as_text.finds(text) for text in texts):
         messages = messages_of(task, codec, _as_text(codec, example))
     return Prompt(chat.prompt(messages), shown(messages[-1]["content"]))
 

@@ -14,8 +14,22 @@ if TYPE_CHECKING:
 
 # For templates that write the date: with today's, a run would be another one tomorrow.
 DAY = datetime(2024, 7, 26)
-CODES = "".join(f" | replace('%{code}', '{DAY:%{code}}')" for code in "YymdBbAaHMSjp")
-FIXED_DAY = f"{{%- macro strftime_now(format) -%}}{{{{ format{CODES} }}}}{{%- endmacro -%}}"
+CODES = {f"%{code}": format(DAY, f"%{code}") for code in "YymdBbAaHIMSjp"}
+CODES |= {
+    "%-d": "26",
+    "%e": "26",
+    "%-m": "7",
+    "%F": "2024-07-26",
+    "%D": "07/26/24",
+    "%T": "00:00:00",
+}
+FIXED_DAY = "".join(
+    (
+        "{%- macro strftime_now(format) -%}{{ format",
+        *(f" | replace('{code}', '{written}')" for code, written in CODES.items()),
+        " }}{%- endmacro +%}",
+    )
+)
 # Stands where a response will be: a noncharacter of Unicode, which no text contains.
 MARK = "\ufdd2"
 

@@ -133,6 +133,13 @@ class TextCodec:
         self._without_roles = Breaker(text for text in specials if text in roles)
         self._given_back: dict[str, str] = {}
 
+    @property
+    def target_ids(self) -> frozenset[int] | None:
+        """What a response may consist of where prompts have ids of their own. None: anything."""
+        if not self.two_vocabularies:
+            return None
+        return frozenset(map(int, getattr(self.tokenizer, "target_encoder", {}).values()))
+
     def with_system_prompt(self, system_prompt: str | None) -> TextCodec:
         """Return the codec, or one like it whose chats begin with another system prompt.
 
@@ -366,7 +373,7 @@ def _vocabulary_size(tokenizer: PreTrainedTokenizerBase, key: str) -> int:
 def _check_roles(tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that what ends and fills texts is one id in both vocabularies of a tokenizer."""
     targets = cast("dict[str, int]", getattr(tokenizer, "target_encoder", {}))
-    for role in ("eos", "pad"):
+    for role in ("eos", "pad", "unk"):
         token, own = (getattr(tokenizer, f"{role}_token{what}") for what in ("", "_id"))
         if token is not None and targets.get(token) != own:
             raise ValueError(

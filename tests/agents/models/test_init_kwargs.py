@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,30 @@ def test_code_of_a_model_runs_if_it_is_trusted(own: str, tmp_path: Path) -> None
     model.policy.save_pretrained(tmp_path / "folder")
     again = make_agent(policy={**trusted, "model": str(tmp_path / "folder")})
     assert same(weights(again.policy.backbone), weights(model.policy.backbone))
+    # What is saved names the code: a process that has not seen it imports it from there.
+    beside = {**trusted, "value_model": own}
+    several = make_agent(policy=beside, kl_coef=0.1, ref_model=own)
+    assert several.ref_config == several.policy_kwargs["value_model"] == own
+    assert several.policy_kwargs["model"] == own
+
+
+def test_what_is_this_users_is_not_saved(folder: str, tmp_path: Path) -> None:
+    own_own = {"token": "hf_SECRET", "attn_implementation": "eager"}
+    policy = {"model": folder, "model_init_kwargs": own_own, "peft_config": {"r": 2}}
+    model = make_agent(policy=policy)
+    model.save(tmp_path / "agent.zip")
+    assert model.policy_kwargs["model_init_kwargs"] == {"attn_implementation": "eager"}
+    with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+        assert not any(b"SECRET" in archive.read(name) for name in archive.namelist())
+
+
+def test_another_model_is_found_by_its_name_alone(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    for file in Path(folder).iterdir():
+        (tmp_path / "inner" / file.name).write_bytes(file.read_bytes())
+    inner = {"model": str(tmp_path), "model_init_kwargs": {"subfolder": "inner"}}
+    model = make_agent(policy={**inner, "value_model": folder}, kl_coef=0.1, ref_model=folder)
+    assert same(weights(model.policy.backbone), weights(model.reference))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

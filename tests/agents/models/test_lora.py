@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,22 @@ def test_adapter_gradients_are_those_of_the_merged_weights(options: dict[str, An
     for key, expected in (("lora_B", scale * whole @ a.T), ("lora_A", scale * b.T @ whole)):
         error = (gradients[f"{name}.{key}.default.weight"] - expected).abs().max()
         assert error < tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_a_merged_adapter_of_tied_embeddings_is_not_the_others(target: str, tmp_path: Path) -> None:
+    spec = {"r": 4, "target_modules": [target], "init_lora_weights": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = lora_agent(spec, policy={"model": llama(tie_word_embeddings=True)})
+    backbone = model.policy.backbone
+    tokens = th.arange(5, 20)[None]
+    with th.no_grad():
+        expected = backbone.logits(backbone.trunk(input_ids=tokens, use_cache=False)[0])
+        backbone.save_merged(tmp_path)
+        plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+        actual = plain(input_ids=tokens).logits[0]
+    th.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_holds_one_model_only() -> None:

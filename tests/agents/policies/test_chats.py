@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import pytest
@@ -88,7 +88,8 @@ def test_environments_elsewhere_say_how_they_read(read: list[str], tmp_path: Pat
     model.save(tmp_path / "agent.zip")
     PPO.load(tmp_path / "agent.zip", device="cpu").generate("Hm")
     envs.close()
-    assert len(read) == 2 and all("Be kind." in text for text in read)
+    model.generate(cast("Any", iter(["Hm"])))
+    assert len(read) == 3 and all("Be kind." in text for text in read)
 
 
 def test_the_cards_code_asks_in_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

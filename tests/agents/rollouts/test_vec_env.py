@@ -125,6 +125,20 @@ def test_truncation_is_told_from_termination(
         assert info["terminal_observation"]["response_length"][0] > 0 or env_id == "Dialogue-v0"
 
 
+class Plain(gym.Env[Any, Any]):
+    """One that has a tokenizer, and nothing else of ours."""
+
+    observation_space = action_space = gym.spaces.Discrete(2)
+    tokenizer = "some"
+
+
+def test_workers_are_not_asked_for_what_they_lack() -> None:
+    env = GymnasiumVecEnv(gym.vector.AsyncVectorEnv([Plain, Plain]))
+    assert env.has_attr("tokenizer") and not env.has_attr("codec")
+    assert env.get_attr("tokenizer") == ["some", "some"]
+    env.close()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_async_steps_as_sb3s_own_do(mode: AutoresetMode) -> None:
     ours = adapted("TextGen-v0", "async", mode)

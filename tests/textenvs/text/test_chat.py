@@ -352,19 +352,21 @@ def test_a_conversation_s_budget_has_room_for_what_the_template_writes() -> None
 
 
 def test_a_template_that_writes_the_date_writes_the_same_every_day() -> None:
-    dated = "{{ strftime_now('%d %B %Y') }} " + SPOKEN
+    dated = "  {{ strftime_now('%d %B %Y') }} " + SPOKEN
     codec = TextCodec(embedded_tokenizer(), chat_template=dated)
     assert codec.chat is not None
-    assert codec.chat.prompt(ASKED).startswith("26 July 2024 system: Be brief.")
+    assert codec.chat.prompt(ASKED).startswith("  26 July 2024 system: Be brief.")
 
 
 def test_other_texts_of_messages_are_the_templates() -> None:
     thought = "{% for m in messages %}({{ m.reasoning_content }}) {{ m.content }}\n{% endfor %}"
     thought += "{% if add_generation_prompt %}assistant:{% endif %}"
-    messages = [*ASKED[:2], {**ASKED[2], "reasoning_content": "Am I?", "tool": None}, ASKED[3]]
+    thinking = {**ASKED[2], "reasoning_content": "Am I?<|eos|>", "tool": None, "weight": 1}
+    messages = [*ASKED[:2], thinking, ASKED[3]]
     example = Example(messages, ("Good.",))  # type: ignore[arg-type]
     engine = TextEngine(Echo, dataset=[example], chat_template=thought)
     read = engine.tokenizer.decode(engine.prompts[0])
-    assert "(Am I?) Fine." in read
+    assert "(Am I?<|eos|>) Fine." in read
+    assert engine.eos_token_id not in engine.prompts[0]  # it is text
     with pytest.raises(ValueError, match=r"others that the chat template reads, .*'tool'"):
         Example([{"role": "user", "content": "Hm", "tool": ["a"]}])  # type: ignore[arg-type]
