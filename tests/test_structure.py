@@ -22,10 +22,10 @@ ORDER = {
     ],
     "textenvs": [
         *(
-            {"messages"},
+            {"text"},
             {"task", "spaces", "importing"},
             {"registration"},
-            {"text", "data"},
+            {"data"},
             {"constraints"},
         ),
         *({"rewards"}, {"envs", "tasks"}, {"wrappers", "checks"}),

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from textenvs.messages import Message, are_messages, check_messages
+from textenvs.text.messages import Message, are_messages, check_messages
 
 SPLITS = ("train", "validation", "test")
 _FIELD = re.compile(r"\{(\w+)\}")

@@ -18,8 +18,8 @@ from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.vec_env import GymnasiumVecEnv, engine_of
 from textenvs.envs.engine import TextEngine
 from textenvs.envs.prompts import messages_of, prompt_text
-from textenvs.messages import Message, are_messages
 from textenvs.text.codec import TextCodec
+from textenvs.text.messages import Message, are_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,8 +11,8 @@ import torch as th
 from gymnasium import spaces
 
 from textenvs.envs.prompts import NO_TEMPLATE
-from textenvs.messages import Message, are_messages, check_messages
 from textenvs.text.codec import TextCodec, TokenIds
+from textenvs.text.messages import Message, are_messages, check_messages
 from textenvs.text.special import in_texts
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
 
-from textenvs.messages import are_messages
 from textenvs.task import Example, Task
+from textenvs.text.messages import are_messages
 
 
 def check_fields(task: Task, fields: Mapping[str, str] | None) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from textenvs.messages import Message, check_messages
 from textenvs.task import Example, Task, Turn
 from textenvs.text.chat import ChatTemplate
 from textenvs.text.codec import TextCodec, TokenIds
+from textenvs.text.messages import Message, check_messages
 from textenvs.text.special import BREAK, in_texts
 
 Side = Literal["left", "right"]

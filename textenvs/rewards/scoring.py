@@ -7,9 +7,9 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from textenvs.messages import check_messages
 from textenvs.rewards.terms import RewardTerm
 from textenvs.task import Example, Task, Transcript, Turn
+from textenvs.text.messages import check_messages
 
 # Where the frames of an error are ours, and not those of who wrote the reward.
 _OWN_FILES = (__file__, RewardTerm.score.__code__.co_filename)

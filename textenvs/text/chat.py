@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from textenvs.messages import Message
+from textenvs.text.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

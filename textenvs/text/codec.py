@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from textenvs.messages import Message
 from textenvs.text.chat import chat_template_of, check_system_prompt
 from textenvs.text.loading import fingerprint, load_tokenizer, model_is_seq2seq, model_stop_ids
+from textenvs.text.messages import Message
 from textenvs.text.pieces import PieceEncoder
 from textenvs.text.special import Breaker, special_ids, special_texts
 

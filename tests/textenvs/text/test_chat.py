@@ -15,10 +15,10 @@ from tests.textenvs.tokenizers import KINDS, tokenizer_of
 from tests.textenvs.toys import Chat, Echo
 from textenvs import Example, Task, Transcript
 from textenvs.envs.engine import TextEngine
-from textenvs.messages import Message
 from textenvs.task import Turn
 from textenvs.text.codec import TextCodec
 from textenvs.text.loading import embedded_tokenizer
+from textenvs.text.messages import Message
 
 ASKED: list[Message] = [
     {"role": "system", "content": "Be brief."},
