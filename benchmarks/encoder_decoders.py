@@ -23,14 +23,13 @@ from typing import Any
 import tyro
 
 from agents import Run, RunSpec
-from benchmarks.learnability import learned, machine
+from benchmarks.learnability import KEYS, learned, machine
 
 WIDTH, LAYERS, HEADS = 128, 3, 4
 # Of a tokenizer that is trained on the pairs; the embedded one knows no other language.
 PIECES = 2000
 # Sentences that the budgets hold.
 CHARACTERS, TOKENS = 100, 40
-ROLES = {"eos_token": "<|eos|>", "pad_token": "<|pad|>"}
 COMMON: dict[str, Any] = {
     **{"warm_start_learning_rate": 2e-3, "kl_coef": 0.02, "eval_examples": 256, "device": "cpu"},
     **{"num_envs": 32, "group_size": None},
@@ -138,24 +137,14 @@ def _pairs(options: Options, folder: Path) -> dict[str, Any]:
 
 def _tokenizer(data: dict[str, Any]) -> Any:
     """Return the embedded tokenizer, or one that is trained on pairs."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     from textenvs.text.loading import embedded_tokenizer
 
+    embedded: Any = embedded_tokenizer()
     if not data:
-        return embedded_tokenizer()
+        return embedded
     rows = [json.loads(line) for line in Path(data["dataset"]).read_text().splitlines()]
-    columns = [field.partition("=")[2] for field in data["fields"]]
-    tokenizer: Any = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=PIECES, special_tokens=list(ROLES.values()), initial_alphabet=alphabet
-    )
-    tokenizer.train_from_iterator((row[name] for row in rows for name in columns), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ROLES)
+    texts = (row[field.partition("=")[2]] for row in rows for field in data["fields"])
+    return embedded.train_new_from_iterator(texts, PIECES)
 
 
 def table(summaries: list[dict[str, Any]]) -> str:
@@ -183,9 +172,6 @@ def table(summaries: list[dict[str, Any]]) -> str:
             for row in s["said"]
         ]
     return "\n".join([*lines, *texts]) + "\n"
-
-
-KEYS = ("before", "after")
 
 
 def main() -> None:

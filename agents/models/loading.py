@@ -168,14 +168,7 @@ def is_seq2seq(model: ModelSpec, init_kwargs: Mapping[str, Any] | None = None) -
         return False
     saved = adapter_folder(model)
     name = str(model) if saved is None else saved[1]
-    found = _of_configs(init_kwargs or {})
-    if not found:
-        return model_is_seq2seq(name)
-    try:
-        config = AutoConfig.from_pretrained(name, **{"trust_remote_code": False, **found})
-    except Exception:  # Whoever loads the model says what is wrong with it.
-        return False
-    return bool(config.is_encoder_decoder)
+    return model_is_seq2seq(name, _of_configs(init_kwargs or {}))
 
 
 def _of_configs(init_kwargs: Mapping[str, Any]) -> dict[str, Any]:

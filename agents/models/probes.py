@@ -257,9 +257,10 @@ def _why_no_common_keys(backbone: Probed) -> str | None:
 def two_tokens(model: PreTrainedModel, left_out: Collection[int] = ()) -> th.Tensor:
     """Return two tokens that mean something else to a model, (2,); some share an embedding."""
     weight = cast("Any", model.get_input_embeddings()).weight
-    known = [token for token in range(len(weight)) if token not in left_out]
-    others = (token for token in known if not th.equal(weight[token], weight[known[0]]))
-    return th.tensor([known[0], next(others, known[-1])])
+    tokens = (token for token in range(len(weight)) if token not in left_out)
+    first = next(tokens)
+    others = (token for token in tokens if not th.equal(weight[token], weight[first]))
+    return th.tensor([first, next(others, first)])
 
 
 @contextmanager

@@ -89,8 +89,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         _check_sizes(self.model, vocab_size, max_prompt, max_response + len(self.prefix))
         self._longest = {half: _longest(self.model, half)[0] for half in HALVES}
         _tell_of_settings(self.model)
-        reads = cast("Any", self.model.get_encoder()).get_input_embeddings()
-        self.readable = int(reads.weight.shape[0])
+        self.readable = _tokens_of(self.model.get_encoder())
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.hidden_size = int(self.model.config.get_text_config(decoder=True).hidden_size)
         kind = kind_of(self.model), min(4, max_response)
@@ -406,9 +405,8 @@ def _check_sizes(
                 f"{what} may have {most} tokens, but {reason}: lower max_prompt_tokens or "
                 "max_new_tokens."
             )
-    halves = (model.get_encoder(), model.get_decoder())
     # Of two vocabularies the tokenizer counts the larger one.
-    known = max(int(cast("Any", half).get_input_embeddings().weight.shape[0]) for half in halves)
+    known = max(_tokens_of(half) for half in (model.get_encoder(), model.get_decoder()))
     if known < vocab_size:
         raise ValueError(
             f"The tokenizer has {vocab_size} tokens but the model reads only {known}: use the "
@@ -428,6 +426,11 @@ def _longest(model: PreTrainedModel, half: str) -> tuple[float, str]:
             "are supported with full attention only"
         )
     return longest, reason
+
+
+def _tokens_of(half: Any) -> int:
+    """Return how many tokens an encoder or decoder has embeddings of."""
+    return int(half.get_input_embeddings().weight.shape[0])
 
 
 def _capacity(model: PreTrainedModel) -> float | int:

@@ -171,10 +171,9 @@ class GymnasiumVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """Return an attribute of each slot; what the slots share is repeated."""
         slots = list(self._get_indices(indices))
-        for name in (f"single_{attr_name}", attr_name):  # a slot's own space, not the batch's
-            for owner in (self.env, self.env.unwrapped):
-                if hasattr(owner, name):
-                    return [getattr(owner, name)] * len(slots)
+        common = self._common(attr_name)
+        if common is not None:
+            return [getattr(*common)] * len(slots)
         base: Any = self.env.unwrapped
         if hasattr(base, "call"):
             # Gymnasium's own get_attr would call what is callable, such as a tokenizer.
@@ -185,11 +184,17 @@ class GymnasiumVecEnv(VecEnv):
     def has_attr(self, attr_name: str) -> bool:
         """Return whether slots have an attribute, without asking workers for what ends them."""
         base: Any = self.env.unwrapped
-        if hasattr(base, "call"):
-            names = (f"single_{attr_name}", attr_name)
-            own = any(hasattr(owner, name) for owner in (self.env, base) for name in names)
-            return own or all(base.call("has_wrapper_attr", attr_name))
-        return super().has_attr(attr_name)
+        if self._common(attr_name) is not None or not hasattr(base, "call"):
+            return super().has_attr(attr_name)
+        return all(base.call("has_wrapper_attr", attr_name))
+
+    def _common(self, attr_name: str) -> tuple[Any, str] | None:
+        """Return what has an attribute that the slots share, and its name there."""
+        for name in (f"single_{attr_name}", attr_name):  # a slot's own space, not the batch's
+            for owner in (self.env, self.env.unwrapped):
+                if hasattr(owner, name):
+                    return owner, name
+        return None
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Set an attribute of every slot."""

@@ -138,7 +138,7 @@ class TextCodec:
         """What a response may consist of where prompts have ids of their own. None: anything."""
         if not self.two_vocabularies:
             return None
-        return frozenset(map(int, getattr(self.tokenizer, "target_encoder", {}).values()))
+        return frozenset(_target_vocabulary(self.tokenizer).values())
 
     def with_system_prompt(self, system_prompt: str | None) -> TextCodec:
         """Return the codec, or one like it whose chats begin with another system prompt.
@@ -363,16 +363,18 @@ def codec_of(
 
 @lru_cache(maxsize=8)
 def _vocabulary_size(tokenizer: PreTrainedTokenizerBase, key: str) -> int:
-    ids: list[int] = [
-        *tokenizer.get_vocab().values(),
-        *getattr(tokenizer, "target_encoder", {}).values(),
-    ]
+    ids = [*tokenizer.get_vocab().values(), *_target_vocabulary(tokenizer).values()]
     return max(len(tokenizer), 1 + max(ids))
+
+
+def _target_vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the ids of a vocabulary for responses alone; Marian's `get_tgt_vocab` is not whole."""
+    return dict(getattr(tokenizer, "target_encoder", {}))
 
 
 def _check_roles(tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that what ends and fills texts is one id in both vocabularies of a tokenizer."""
-    targets = cast("dict[str, int]", getattr(tokenizer, "target_encoder", {}))
+    targets = _target_vocabulary(tokenizer)
     for role in ("eos", "pad", "unk"):
         token, own = (getattr(tokenizer, f"{role}_token{what}") for what in ("", "_id"))
         if token is not None and targets.get(token) != own:

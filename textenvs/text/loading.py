@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -77,17 +78,23 @@ def model_stop_ids(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> li
     return [] if ids is None else [ids] if isinstance(ids, int) else [int(token) for token in ids]
 
 
-def model_is_seq2seq(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> bool:
-    """Return whether the model beside a tokenizer is an encoder-decoder; see `model_stop_ids`."""
+def model_is_seq2seq(
+    tokenizer: str | Path | PreTrainedTokenizerBase | None, options: Mapping[str, Any] | None = None
+) -> bool:
+    """Return whether the model beside a tokenizer is an encoder-decoder; see `model_stop_ids`.
+
+    Args:
+        tokenizer: Likewise.
+        options: Further arguments of `AutoConfig.from_pretrained`.
+    """
     name, by_name = _model_beside(tokenizer)
     if not name:
         return False
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
-            name, local_files_only=not by_name, trust_remote_code=False
-        )
+        given = {"local_files_only": not by_name, "trust_remote_code": False, **(options or {})}
+        config = AutoConfig.from_pretrained(name, **given)
     except Exception:  # Whoever loads the model says what is wrong with it.
         return False
     return bool(config.is_encoder_decoder)

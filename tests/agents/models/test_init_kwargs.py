@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def own(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same model, whose code is beside it."""
-    copy = tmp_path / "with_code"
-    copy.mkdir()
-    for file in Path(folder).iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
+    copy = shutil.copytree(folder, tmp_path / "with_code")
     (copy / "own_code.py").write_text(CODE)
     config = json.loads((copy / "config.json").read_text())
     places = {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnModel"}
@@ -108,9 +106,7 @@ def test_what_is_this_users_is_not_saved(folder: str, tmp_path: Path) -> None:
 
 
 def test_another_model_is_found_by_its_name_alone(folder: str, tmp_path: Path) -> None:
-    (tmp_path / "inner").mkdir()
-    for file in Path(folder).iterdir():
-        (tmp_path / "inner" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, tmp_path / "inner")
     inner = {"model": str(tmp_path), "model_init_kwargs": {"subfolder": "inner"}}
     model = make_agent(policy={**inner, "value_model": folder}, kl_coef=0.1, ref_model=folder)
     assert same(weights(model.policy.backbone), weights(model.reference))
