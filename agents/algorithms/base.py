@@ -49,6 +49,7 @@ from agents.learning.rewards import (
 )
 from agents.learning.updater import update
 from agents.models.loading import TINY_WIDTH, ModelKind, check_device, model_kind
+from agents.models.lora import strength
 from agents.policies.transformer import TransformerPolicy
 from agents.rollouts.buffer import SequenceRolloutBuffer
 from agents.rollouts.collector import StepSource, native_engine
@@ -107,8 +108,9 @@ class TransformerAlgorithm(Recorded):
     Attributes:
         text_defaults: What `TransformerPolicy` takes where an argument is left at None.
         learning_rates: The learning rate that it takes instead for a pretrained model and for an
-            adapter; it falls to 0 linearly. For a new model that is wider than the tiny one, that
-            of `text_defaults` is lower in proportion.
+            adapter, which falls to 0 linearly. That of an adapter is for `peft`'s own `lora_alpha`
+            of 8, and lower in proportion for a higher one. For a new model that is wider than the
+            tiny one, that of `text_defaults` is lower in proportion.
         text_policy: What "TransformerPolicy" stands for.
         transformers_only: Whether there is no such algorithm for SB3's policies.
         unused: Arguments of SB3's class, and of ours, that mean nothing here and are none of it.
@@ -206,7 +208,10 @@ class TransformerAlgorithm(Recorded):
         model, rate = policy_kwargs.get("model", "tiny"), defaults.get("learning_rate")
         kind = model_kind(model, policy_kwargs.get("peft_config"))
         if kind in self.learning_rates:
-            defaults["learning_rate"] = LinearSchedule(self.learning_rates[kind], 0.0, 1.0)
+            own = self.learning_rates[kind]
+            if kind == "adapter":
+                own /= strength(model, policy_kwargs.get("peft_config"))
+            defaults["learning_rate"] = LinearSchedule(own, 0.0, 1.0)
         elif isinstance(rate, LinearSchedule):
             # The wider a layer is, the more a step of Adam's changes what it computes (Yang et al.,
             # "Tensor Programs V", 2022).

@@ -64,7 +64,7 @@ class GroupAlgorithm(OfWholeEpisodes):
         "max_grad_norm": 1.0,
         "normalize_advantage": False,
     }
-    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 3e-5, "adapter": 3e-4}
+    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 3e-5, "adapter": 2e-3}
     baseline: Baseline = "group"
     scale: Scale = "none"
     epsilon: float = 1e-4

@@ -37,7 +37,7 @@ class GRPO(GroupAlgorithm, stable_baselines3.PPO):
         env: Environments made by `gym.make_vec`, without wrappers, with a `group_size`.
         recipe: "grpo", "dr_grpo", "dapo", "bnpo", "gspo" or "cispo".
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
-            a pretrained model.
+            a pretrained model, 2e-3 for an adapter.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
         n_epochs: Passes over the rollout in an update. 1.
         episodes_per_slot: Whole episodes from each environment between updates. 1.

@@ -50,7 +50,7 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
         env: A Gymnasium environment, its id, an SB3 `VecEnv`, or a Gymnasium vector environment.
         learning_rate: A number or a function of the remaining progress. Text: linear to 0, from
             2e-4 for a new model (less for one wider than 128, in proportion), 3e-5 for a pretrained
-            one, 3e-4 for an adapter.
+            one, 2e-3 for an adapter (less for a `lora_alpha` above `peft`'s 8, in proportion).
         n_steps: Tokens from each environment between updates. Text: 64.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. Text: 1024.
         n_epochs: Passes over the rollout in an update. Text: 4.
@@ -114,7 +114,7 @@ class PPO(TransformerAlgorithm, stable_baselines3.PPO):
     """
 
     text_defaults: ClassVar[dict[str, Any]] = TEXT_DEFAULTS
-    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 3e-5, "adapter": 3e-4}
+    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 3e-5, "adapter": 2e-3}
     # Ctrl-C ends all ranks at the same place.
     learn = parallel.interrupted_together()(stable_baselines3.PPO.learn)
 

@@ -26,7 +26,7 @@ class ReinforcePlusPlus(GroupAlgorithm, stable_baselines3.PPO):
         env: Environments made by `gym.make_vec`, without wrappers; for the group baseline with a
             `group_size`.
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
-            a pretrained model.
+            a pretrained model, 2e-3 for an adapter.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
         n_epochs: Passes over the rollout in an update. 1.
         clip_range: How far from 1 a token's ratio counts. 0.2.

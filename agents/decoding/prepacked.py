@@ -34,7 +34,14 @@ PREPACK_FROM = 2**17
 
 LINEAR = (nn.Linear, Conv1D)
 # Layers of a module that read the same input, by the names that most models give them.
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+SIBLINGS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("q", "k", "v"),
+    ("gate_proj", "up_proj"),
+    ("wi_0", "wi_1"),
+)
+# Where queries read something else than keys and values: of them a step needs the queries alone.
+CROSS_ATTENTION = {"encoder_attn", "EncDecAttention", "cross_attn"}
 
 _KEYS = count()
 _PREPACKED: WeakValueDictionary[int, OneDNNProduct] = WeakValueDictionary()
@@ -183,21 +190,21 @@ class DecodeModel:
         self._dtype = dtype
         self.products: list[Product] = []
 
-    def of(self, module: nn.Module) -> nn.Module:
-        """Return a module that computes the same."""
+    def of(self, module: nn.Module, name: str = "") -> nn.Module:
+        """Return a module that computes the same, of one that has this name in its parent."""
         if self._product is None:
             return module
         if type(module) in LINEAR:
             return self._linear([module])[0]
         children: dict[str, nn.Module | None] = {}
-        for names in SIBLINGS:
+        for names in SIBLINGS if name not in CROSS_ATTENTION else ():
             siblings = [getattr(module, name, None) for name in names]
             if all(type(layer) is nn.Linear for layer in siblings):
                 layers = self._linear(cast("list[nn.Module]", siblings))
                 children.update(zip(names, layers, strict=True))
-        for name, child in children_of(module).items():
-            if name not in children:
-                children[name] = None if child is None else self.of(child)
+        for own, child in children_of(module).items():
+            if own not in children:
+                children[own] = None if child is None else self.of(child, own)
         return with_children(module, children)
 
     def _linear(self, layers: Sequence[nn.Module]) -> Sequence[nn.Module]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 else:
     AdapterSpec = Any
 
+# What peft takes where nothing is said.
+PEFT_RANK, PEFT_ALPHA = 8, 8
 # Linear layers of recurrent ones whose weights are read past the layer, so that an adapter of
 # theirs would do nothing.
 STATE_LAYERS = ("out_proj", "dt_proj", "conv1d")
@@ -178,6 +181,24 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
         for name, module in model.named_modules()
         if type(module) in LINEAR and id(module) in inside and not name.endswith(left_out)
     ]
+
+
+def strength(model: Any, spec: AdapterSpec | None) -> float:
+    """Return how much a step of an adapter's does, in steps of one with `peft`'s own `lora_alpha`.
+
+    Args:
+        model: A name or path, where an adapter may be that is trained on.
+        spec: What makes a new one; see `Adapter`. None: there is one at `model`.
+    """
+    found = adapter_folder(model) if spec is None else None
+    if found is not None:
+        file = found[0] / "adapter_config.json"
+        spec = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
+    settings = spec if isinstance(spec, dict) else getattr(spec, "__dict__", {})
+    alpha, rank = settings.get("lora_alpha", PEFT_ALPHA), settings.get("r", PEFT_RANK)
+    if not all(isinstance(number, (int, float)) and number > 0 for number in (alpha, rank)):
+        return 1.0  # It is refused elsewhere.
+    return float(alpha / PEFT_ALPHA * (math.sqrt(rank) if settings.get("use_rslora") else 1))
 
 
 def adapter_folder(model: str | Path) -> tuple[Path, str] | None:

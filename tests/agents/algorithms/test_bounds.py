@@ -103,6 +103,31 @@ def test_the_rate_is_that_of_the_kind_of_model(tmp_path: Any) -> None:
         assert own.lr_schedule(0.1) == 0.5
 
 
+def test_the_rate_of_an_adapter_is_less_where_a_step_of_its_does_more(tmp_path: Any) -> None:
+    peft = pytest.importorskip("peft")
+    env, folders = vec_env(), [str(tmp_path / name) for name in ("model", "adapter")]
+    policy_for(env, gpt2()).save_pretrained(folders[0])
+
+    def rate(**kwargs: Any) -> float:
+        model = PPO("TransformerPolicy", env, policy_kwargs=kwargs, device="cpu")
+        if kwargs["model"] == folders[0]:
+            model.policy.save_pretrained(folders[1])
+        return float(model.lr_schedule(1.0))
+
+    usual = PPO.learning_rates["adapter"]
+    for config, share in (
+        ({"r": 2}, 1),
+        ({"r": 2, "lora_alpha": 32}, 4),
+        (peft.LoraConfig(r=4, use_rslora=True), 2),
+        (peft.LoraConfig(r=4, lora_alpha=16), 2),
+    ):
+        made = rate(model=folders[0], peft_config=config)
+        again = rate(model=folders[1])
+        assert made == again == pytest.approx(usual / share)
+    with pytest.raises(TypeError, match=r"peft_config must be a peft\.LoraConfig"):
+        rate(model=folders[0], peft_config="r=4")
+
+
 def test_rates_rise_over_the_first_steps(tmp_path: Any) -> None:
     """Those of the critic, too, over as many steps as are said, whichever update makes them."""
 
