@@ -35,7 +35,7 @@ COMMON: dict[str, Any] = {
     **{"num_envs": 32, "group_size": None},
 }
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "ppo": {"n_steps": 32, "learning_rate": 3e-4},
+    "ppo": {"n_steps": 16, "batch_size": 256, "learning_rate": 3e-4},
     "grpo": {"group_size": 8, "learning_rate": 3e-4},
 }
 
@@ -54,7 +54,7 @@ class Options:
     """Which algorithms."""
     seeds: int = 1
     """How many seeds, from 0 on."""
-    timesteps: int = 65_536
+    timesteps: int = 131_072
     """Tokens of each run."""
     passes: int = 6
     """How often the demonstrations of the task are imitated first; four times as often a file's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch as th
-import transformers
 
 from agents.models import probes
 from agents.models.causal import CausalBackbone
 from agents.models.layout import SequenceBatch, Turn, sequences_of
-from agents.models.lora import Adapter
 from agents.models.probes import realistic_weights
 from tests.agents.architectures import ARCHITECTURES, HEADS, LENGTH, VOCAB, made
+from tests.agents.capabilities import DOCS, TESTED, row_of, takes_an_adapter
 
-DOCS = Path(__file__).parents[3] / "docs" / "models.md"
-TESTED = transformers.__version__.startswith("5.23.")
 ROWS, STEPS, RESPONSE = 4, 18, 10
 # What may be drawn: config classes give some of the first ids a role.
 LEAST = 3
@@ -66,7 +62,7 @@ def test_every_way_to_compute_a_model_gives_the_same(name: str) -> None:
             whole = backbone.model(input_ids=tokens, use_cache=False).logits[0]
         th.testing.assert_close(backbone.logits(hidden), whole)
     if TESTED:  # other versions can do less
-        assert row_of(name, backbone) in DOCS.read_text()
+        assert documented(name, backbone) in DOCS.read_text()
 
 
 @pytest.mark.parametrize("name", ["Mamba", "Granite 4 (hybrid)", "Llama, SmolLM"])
@@ -221,50 +217,18 @@ def learn(
     ]
 
 
-def row_of(name: str, backbone: CausalBackbone) -> str:
+def documented(name: str, backbone: CausalBackbone) -> str:
     """Return a model's row in the table of the docs."""
-    can = vars(backbone.capabilities)
-    cells = ["no" if can[what] else "yes" for what in ("caches", "packs", "shares", "compiles")]
-    cells.append("yes" if takes_an_adapter(backbone) else "no")
-    why = [f"not {done}: {told(can[what])}" for what, done in DONE.items() if can[what]]
-    why = [reason for reason in why if not reason.endswith(FOLLOWS)]
-    return f"| {name} | {' | '.join(cells)} | {'; '.join(why)} |"
-
-
-# What follows from a "no" before.
-FOLLOWS = ("it does not pack", "only steps that go on from a cache are compiled")
-DONE = {"caches": "cached", "packs": "packed", "shares": "shared", "compiles": "compiled"}
-
-
-def told(reason: str) -> str:
-    """Return a reason without what differs from machine to machine."""
-    reason = re.sub(r"the results differ by up to .*", "it computes something else", reason)
-    reason = re.sub(r"^((?!Value)\w*Error): .*", r"it fails (\1)", reason, flags=re.DOTALL)
-    return reason.removeprefix("ValueError: ").split(" and is not")[0]
-
-
-def takes_an_adapter(backbone: CausalBackbone) -> bool:
-    """Return whether the model computes with a LoRA adapter, whose parameters alone are trained."""
     tokens = th.arange(LEAST, LEAST + 6)[None]
-    before = backbone.trunk(input_ids=tokens, use_cache=False)
-    try:
-        Adapter(backbone.model, {"r": 2})
-    except ValueError:
-        return False
-    trained = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad}
-    assert trained and all("lora_" in name for name in trained)
-    th.testing.assert_close(backbone.trunk(input_ids=tokens, use_cache=False), before)
-    with th.no_grad():
-        for parameter in trained.values():
-            parameter.add_(0.1)
-    after = backbone.trunk(input_ids=tokens, use_cache=False)
-    after.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in trained.values())
-    return not th.allclose(after, before)
+
+    def forward() -> th.Tensor:
+        return backbone.trunk(input_ids=tokens, use_cache=False)[0]
+
+    return row_of(name, backbone.capabilities, takes_an_adapter(backbone.model, forward))
 
 
 def table() -> str:
     """Return the table of the docs: python -c 'from ... import table; print(table())'."""
     head = ["architecture", "cached", "packed", "prefixes shared", "compiled", "LoRA", "why not"]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
-    return "\n".join([*lines, *(row_of(name, build(name)) for name in ARCHITECTURES)])
+    return "\n".join([*lines, *(documented(name, build(name)) for name in ARCHITECTURES)])

@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig, GenerationConfig, T5
 from agents.models.layout import Seq2SeqLayout, Turn
 from agents.models.probes import realistic_weights
 from agents.models.seq2seq import Seq2SeqBackbone
+from tests.agents.capabilities import DOCS, TESTED, row_of, takes_an_adapter
 from tests.agents.seq2seq import BART, FAMILIES, T5, VOCAB
 
 PROMPT, RESPONSE = 9, 7
@@ -61,6 +62,18 @@ class Episodes:
 
     def keep(self, rows: list[int]) -> None:
         self.observation = {name: array[rows] for name, array in self.observation.items()}
+
+
+def documented(family: str) -> str:
+    """Return a family's row in the table of the docs."""
+    model = backbone(family)
+    source, tokens = th.arange(3, 9)[None], th.tensor([[*model.prefix, 5, 6]])
+
+    def forward() -> th.Tensor:
+        return model.decode(tokens, model.encode(source, th.tensor([6])), th.tensor([6]))
+
+    with th.enable_grad():
+        return row_of(family, model.capabilities, takes_an_adapter(model.model, forward))
 
 
 def close(actual: th.Tensor, expected: th.Tensor) -> None:
@@ -119,6 +132,11 @@ def test_sequences_are_what_the_plain_model_computes(family: str) -> None:
             scale = float(parameter.grad.abs().max())
             difference = float((gradients[name] - parameter.grad).abs().max())
             assert difference <= 1e-4 * max(scale, 1e-3), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_docs_tell_what_each_can(family: str) -> None:
+    assert not TESTED or documented(family) in DOCS.read_text()
 
 
 # Of Switch, `generate` itself fails in transformers 5.23.
