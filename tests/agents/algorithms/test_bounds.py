@@ -109,7 +109,7 @@ def test_the_rate_of_an_adapter_is_less_where_a_step_of_its_does_more(tmp_path: 
     policy_for(env, gpt2()).save_pretrained(folders[0])
 
     def rate(**kwargs: Any) -> float:
-        model = PPO("TransformerPolicy", env, policy_kwargs=kwargs, device="cpu")
+        model: Any = PPO("TransformerPolicy", env, policy_kwargs=kwargs, device="cpu")
         if kwargs["model"] == folders[0]:
             model.policy.save_pretrained(folders[1])
         return float(model.lr_schedule(1.0))
