@@ -200,7 +200,10 @@ def _trust(error: BaseException) -> str:
     """Return how to run code that comes with a model, if that was asked for, as a sentence."""
     if "trust_remote_code" not in str(error):
         return ""
-    return " If you trust it, model_init_kwargs={'trust_remote_code': True} runs it."
+    return (
+        " If you trust it, model_init_kwargs={'trust_remote_code': True} runs it, or "
+        "--trust-remote-code on the command line."
+    )
 
 
 def _cause(error: BaseException) -> str:

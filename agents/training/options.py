@@ -80,6 +80,8 @@ class RunOptions(DataOptions):
     """Of grpo: what was published under this name. Default: grpo."""
     model: str = "tiny"
     """tiny (1.1M parameters, from nothing), or a model's folder or hub id."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
     eval_dataset: str | None = None
     """What is held out. Default: a tenth of the dataset, by a shuffle with a fixed seed."""
     eval_split: str | None = None

@@ -217,6 +217,8 @@ class RunSpec(RunOptions):
         of_policy = policy_options()
         policy_kwargs = {name: getattr(self, name) for name in default if name in of_policy}
         policy_kwargs["peft_config"] = {"r": self.lora_rank} if self.lora_rank else None
+        if self.trust_remote_code:
+            policy_kwargs["model_init_kwargs"] = {"trust_remote_code": True}
         return {**options, "policy_kwargs": policy_kwargs}
 
     def warm_start_kwargs(self) -> dict[str, Any]:

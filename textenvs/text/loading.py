@@ -147,7 +147,9 @@ def _load(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer  # which imports torch
 
     try:
-        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(name))
+        # Where nothing is said of code that comes with it, a question waits at the terminal.
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return cast("PreTrainedTokenizerBase", loaded)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"No tokenizer could be loaded from {name!r}. Expected a folder written by "

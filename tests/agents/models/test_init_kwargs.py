@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch as th
 
-from agents import PPO
+from agents import PPO, Run, RunSpec
 from tests.agents.agents import ITERATION, collect, make_agent, same, train, weights
 from tests.agents.helpers import llama, policy_for, vec_env
+from textenvs.text.loading import embedded_tokenizer, load_tokenizer
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -93,6 +95,22 @@ def test_code_of_a_model_runs_if_it_is_trusted(own: str, tmp_path: Path) -> None
     several = make_agent(policy=beside, kl_coef=0.1, ref_model=own)
     assert several.ref_config == several.policy_kwargs["value_model"] == own
     assert several.policy_kwargs["model"] == own
+
+
+def test_code_of_the_model_of_a_run(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody is asked"))
+    with pytest.raises(ValueError, match="No tokenizer could be loaded"):
+        load_tokenizer(own)
+    embedded_tokenizer().save_pretrained(own)
+    spec = RunSpec("TextGen-v0", model=own, timesteps=64, num_envs=2, n_steps=8, warm_start=0)
+    spec = replace(spec, eval_examples=2)
+    with pytest.raises(ValueError, match="or --trust-remote-code on the command line"):
+        Run.create(spec, tmp_path / "run").train()
+    run = Run.create(replace(spec, trust_remote_code=True), tmp_path / "run")
+    run.train()
+    assert type(run.load_agent(device="cpu").policy.backbone.model).__name__ == "OwnModel"
 
 
 def test_what_is_this_users_is_not_saved(folder: str, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_every_option_leads_somewhere() -> None:
     of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples", "eval_freq", "patience"}
     of_the_run |= {"checkpoint_freq", "trace_episodes", "report_to"}
     renamed = {"lora_rank", "eval_dataset", "eval_split", "warm_start"}
-    renamed |= {"warm_start_learning_rate", "warm_start_batch_size"}
+    renamed |= {"warm_start_learning_rate", "warm_start_batch_size", "trust_remote_code"}
     names = {field.name for field in fields(RunSpec)}
     assert names <= used | of_the_run | renamed
     own = {name for name in names - {"env"} if getattr(spec, name) is not None}
