@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from itertools import chain
@@ -21,7 +20,7 @@ from transformers import (
 
 from agents.compat import fixed_positions, keep_gradients
 from agents.models.lora import adapter_folder
-from textenvs.text.loading import model_is_seq2seq
+from textenvs.text.loading import cause_of, damaged, model_is_seq2seq
 
 ModelSpec = str | Path | PretrainedConfig
 # What is trained: weights that were drawn at random, somebody's, or an adapter beside them.
@@ -106,7 +105,12 @@ def load_model(model: ModelSpec, init_kwargs: Mapping[str, Any] | None = None) -
     freeze_positions(loaded)
     # A padding_idx would keep a token's embedding as it is, and many models pad with EOS. Padding
     # is read by nobody here, so that it learns nothing anyway.
-    loaded.get_input_embeddings().padding_idx = None
+    halves = [
+        loaded,
+        *((loaded.get_encoder(), loaded.get_decoder()) if is_seq2seq(loaded.config) else ()),
+    ]
+    for half in halves:
+        half.get_input_embeddings().padding_idx = None
     return cast("PreTrainedModel", loaded)
 
 
@@ -133,7 +137,7 @@ def _from_pretrained(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
         advice = "" if local else " There is no such folder; a hub id needs a connection or a "
         raise ValueError(
             f"No language model could be loaded from {name!r}: "
-            f"{_damaged(name) if local else ''}{_cause(error)}{advice}"
+            f"{damaged(name) if local else ''}{cause_of(error)}{advice}"
             f"{'' if local else 'cached copy.'}{_trust(error)} Expected 'tiny', a folder written "
             "by save_pretrained, or a hub id."
         ) from error
@@ -180,22 +184,6 @@ def _loader(config: PretrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def _damaged(name: str) -> str:
-    """Return which file of a folder cannot be read, as the beginning of a sentence."""
-    from safetensors import safe_open
-
-    for file in sorted(Path(name).iterdir()):
-        try:
-            if file.suffix == ".json":
-                json.loads(file.read_text(encoding="utf-8"))
-            elif file.suffix == ".safetensors":
-                with safe_open(file, "pt"):
-                    pass
-        except Exception:  # whatever is wrong with it, the cause of the failure says it
-            return f"the file {file.name} is damaged. "
-    return ""
-
-
 def _trust(error: BaseException) -> str:
     """Return how to run code that comes with a model, if that was asked for, as a sentence."""
     if "trust_remote_code" not in str(error):
@@ -204,13 +192,6 @@ def _trust(error: BaseException) -> str:
         " If you trust it, model_init_kwargs={'trust_remote_code': True} runs it, or "
         "--trust-remote-code on the command line."
     )
-
-
-def _cause(error: BaseException) -> str:
-    """Return an error's first line, and its type."""
-    lines = str(error).strip().splitlines() or [""]
-    text = " ".join(line.strip() for line in lines[:2])[:300].rstrip(". ")
-    return f"{type(error).__name__}: {text}."
 
 
 def longest_sequence(config: PretrainedConfig) -> tuple[float, str]:

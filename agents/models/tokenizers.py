@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from agents.models.lora import adapter_folder
+from textenvs.text.loading import cause_of, damaged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,9 @@ def own_tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
 
     Args:
         model: A name or path; that of an adapter stands for its model's if it has none itself.
+
+    Raises:
+        ValueError: If a folder has one that cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -30,9 +34,15 @@ def own_tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
         saved = adapter_folder(model)
         return None if saved is None else own_tokenizer(saved[1])
     try:
-        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(model))
-    except (OSError, ValueError):
-        return None
+        loaded = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:
+        if not Path(model).is_dir() or "trust_remote_code" in str(error):
+            return None  # It cannot be asked for, or is known to its user alone.
+        raise ValueError(
+            f"The tokenizer of the model {str(model)!r} cannot be compared with that of the "
+            f"environment: {damaged(str(model))}{cause_of(error)} Mend it, or take it away."
+        ) from error
+    return cast("PreTrainedTokenizerBase", loaded)
 
 
 def difference(

@@ -22,6 +22,7 @@ from agents.models.layout import IGNORED, CausalLayout, SequenceLayout, sequence
 from agents.models.seq2seq import Seq2SeqBackbone
 from agents.policies.transformer import TransformerPolicy
 from agents.rng import preserved_rng_state
+from agents.rollouts.buffer import Diverged
 from agents.rollouts.vec_env import engine_of
 from textenvs.envs.engine import TextEngine
 from textenvs.envs.playing import Episode, ScriptedAgent, play
@@ -142,6 +143,11 @@ def warm_start(
         progress: Whether to show a progress bar.
         cache: Whether to keep the result, or where to.
         seed: For the demonstrator and the order of the data.
+
+    Raises:
+        Diverged: If it ends with weights that are not finite; they are not kept.
+        TypeError: For a policy, or a backbone, that is no transformer of `transformers`.
+        ValueError: For arguments that make no sense; for a reward that fails.
     """
     if passes is not None and passes < 0:
         raise ValueError(f"passes must be at least 0, but it is {passes}.")
@@ -207,6 +213,12 @@ def _fit_or_read(
 
         with preserved_rng_state():
             fit(network, data, _collate, settings, progress, policy.device)
+        for name, tensor in network.named_parameters():
+            if not bool(th.isfinite(tensor).all()):
+                raise Diverged(
+                    f"The warm start has diverged: {name} is not finite, and the model is of no "
+                    f"use any more. Lower its learning rate ({learning_rate:g}) and make it anew."
+                )
         if file is not None:
             with atomic_path(file) as temporary:
                 th.save(network.state_dict(), temporary)

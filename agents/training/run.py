@@ -171,6 +171,8 @@ class Run:
         resolved = read_config(self.folder)["resolved"]
         for name in ("max_prompt_tokens", "max_new_tokens"):
             kwargs[name] = options.get(name) or resolved[name]
+        if env is None and resolved.get("choices"):
+            kwargs.setdefault("choices", tuple(resolved["choices"]))
         if split is not None:
             kwargs["split"] = split
         held_out = gym.make(spec.env_id, **kwargs)

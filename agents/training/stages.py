@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ from agents.training.imitation import default_passes, warm_start
 from agents.training.logs import CallingOutput, OnLog, continue_log, open_log, read_metrics
 from agents.training.spec import RunSpec
 from agents.training.trackers import TrackerOutput, load_trackers
+from textenvs.envs.engine import TextEngine
 
 Say = Callable[[str], None]
 
@@ -165,18 +167,42 @@ def no_leftovers(folder: Path) -> Iterator[None]:
 def make_environments(spec: RunSpec) -> tuple[Any, gym.Env[Any, Any]]:
     """Return the vector environment to train on and the held-out one, of the same budgets.
 
-    Where no prompt budget is given, it is made for the longest prompt of both.
+    Where no prompt budget is given, it is made for the longest prompt of both. Labels are those of
+    what is trained on.
     """
 
-    def make_both(**budgets: int) -> tuple[Any, Any]:
-        own, held_out = ({**spec.env_kwargs(held_out=which), **budgets} for which in (False, True))
+    def make_both(**same: Any) -> tuple[Any, Any]:
+        own, held_out = ({**spec.env_kwargs(held_out=which), **same} for which in (False, True))
         return gym.make_vec(spec.env_id, spec.num_envs, **own), gym.make(spec.env_id, **held_out)
 
     envs, held_out = make_both()
-    longest = [engine_of(env).max_prompt_tokens for env in (envs, held_out)]
+    engines = [engine_of(env) for env in (envs, held_out)]
+    same: dict[str, Any] = {}
+    choices = engines[0].task.choices
+    if choices and choices != engines[1].task.choices:
+        same["choices"] = tuple(choices)
+        envs, held_out = make_both(**same)
+        engines = [engine_of(env) for env in (envs, held_out)]
+    longest = [engine.max_prompt_tokens for engine in engines]
     if longest[0] != longest[1]:
-        envs, held_out = make_both(max_prompt_tokens=max(longest))
+        envs, held_out = make_both(**same, max_prompt_tokens=max(longest))
+    _tell_of_splits(spec, *engines)
     return envs, held_out
+
+
+def _tell_of_splits(spec: RunSpec, trained: TextEngine, held_out: TextEngine) -> None:
+    """Warn of a task that holds nothing out."""
+    if spec.dataset is not None:
+        return
+    known = set(map(repr, trained.examples))
+    if all(repr(example) in known for example in held_out.examples):
+        warnings.warn(
+            f"{spec.env_id} trains on all {len(held_out.examples)} examples that it holds out: the "
+            "held-out reward shows what was learned by heart. Let Task.examples(split) return "
+            "others for each split (textenvs.split_examples does), or give held-out data of their "
+            "own (dataset=, eval_dataset=).",
+            stacklevel=2,
+        )
 
 
 def _to_the_end(
@@ -268,4 +294,5 @@ def _resolved(envs: Any) -> dict[str, Any]:
         "max_prompt_tokens": engine.max_prompt_tokens,
         "max_new_tokens": engine.max_new_tokens,
         "vocabulary": int(engine.action_space.n),
+        "choices": None if engine.task.choices is None else list(engine.task.choices),
     }

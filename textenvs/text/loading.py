@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -63,17 +64,23 @@ def model_stop_ids(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> li
             only what is here already is read.
 
     Returns:
-        `eos_token_id` of its generation_config.json; none if there is no such file.
+        `eos_token_id` of its generation_config.json, or else of its config.json; none if it has
+        neither.
     """
     name, by_name = _model_beside(tokenizer)
     if not name:
         return []
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
+    options: dict[str, Any] = {"local_files_only": not by_name}
     try:
-        config = GenerationConfig.from_pretrained(name, local_files_only=not by_name)
+        config: Any = GenerationConfig.from_pretrained(name, **options)
     except (OSError, ValueError):
-        return []
+        try:
+            whole = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+        except Exception:  # Whoever loads the model says what is wrong with it.
+            return []
+        config = whole.get_text_config()
     ids = config.eos_token_id
     return [] if ids is None else [ids] if isinstance(ids, int) else [int(token) for token in ids]
 
@@ -150,8 +157,37 @@ def _load(name: str) -> PreTrainedTokenizerBase:
         # Where nothing is said of code that comes with it, a question waits at the terminal.
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return cast("PreTrainedTokenizerBase", loaded)
-    except (OSError, ValueError) as error:
+    except ImportError:  # which says what to install
+        raise
+    except Exception as error:  # of files there are as many as there are ways to damage them
+        local = Path(name).is_dir()
+        needs = "" if local else " There is no such folder; a hub id needs a connection or a "
         raise ValueError(
-            f"No tokenizer could be loaded from {name!r}. Expected a folder written by "
-            "save_pretrained, or a hub id (needs a connection or a cached copy)."
+            f"No tokenizer could be loaded from {name!r}: {damaged(name) if local else ''}"
+            f"{cause_of(error)}{needs}{'' if local else 'cached copy.'} Expected a folder written "
+            "by save_pretrained, or a hub id; what needs code of its own is loaded by "
+            "AutoTokenizer.from_pretrained(..., trust_remote_code=True) and passed as an object."
         ) from error
+
+
+def damaged(name: str) -> str:
+    """Return which file of a folder cannot be read, as the beginning of a sentence."""
+    from safetensors import safe_open
+
+    for file in sorted(Path(name).iterdir()):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+        except Exception:  # whatever is wrong with it, the cause of the failure says it
+            return f"the file {file.name} is damaged. "
+    return ""
+
+
+def cause_of(error: BaseException) -> str:
+    """Return an error's first line, and its type."""
+    lines = str(error).strip().splitlines() or [""]
+    text = " ".join(line.strip() for line in lines[:2])[:300].rstrip(". ")
+    return f"{type(error).__name__}: {text}."

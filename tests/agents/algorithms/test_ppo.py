@@ -217,6 +217,7 @@ def test_defaults_for_text() -> None:
     assert (model.gamma, model.gae_lambda, model.vf_coef, model.ent_coef) == (1.0, 0.95, 0.5, 0.0)
     assert (model.n_steps, model.batch_size, model.n_epochs, model.target_kl) == (64, 1024, 4, 0.03)
     assert model.max_grad_norm == 1.0 and model.kl_coef == 0.0 and model.reference is None
+    assert (model.whiten_floor, model.fit_critic, model.warmup_steps) == (0.1, True, 8)
     assert [model.lr_schedule(p) for p in (1.0, 0.5, 0.0)] == pytest.approx([2e-4, 1e-4, 0])
     assert isinstance(model.rollout_buffer, SequenceRolloutBuffer)
     assert isinstance(model.policy.optimizer, th.optim.Adam)

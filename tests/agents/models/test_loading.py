@@ -350,6 +350,15 @@ def test_eos_learns_though_it_pads(config: Any) -> None:
     assert th.equal(weight[VOCAB - 1], before[VOCAB - 1])  # which is never read
 
 
+def test_a_tokenizer_that_cannot_be_compared_is_told(tmp_path: Path) -> None:
+    own = str(tmp_path)
+    policy_for(vec_env(), llama()).save_pretrained(own)
+    embedded_tokenizer().save_pretrained(own)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cannot be compared .* tokenizer\.json is damaged"):
+        make_agent(policy={"model": own})
+
+
 # --- Devices --------------------------------------------------------------------------------------
 
 

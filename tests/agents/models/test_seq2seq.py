@@ -177,14 +177,18 @@ def test_greedy_tokens_are_generates(family: str) -> None:
         assert ours[:end] == theirs[:end]
 
 
-def test_weights_that_change_are_noticed() -> None:
+@pytest.mark.parametrize("unseen", [False, True])
+def test_weights_that_change_are_noticed(unseen: bool) -> None:
     model = backbone("T5 1.0")
     episodes = Episodes(model)
     with th.no_grad():
         model.next_hidden(episodes.observation)
         episodes.step()
         for parameter in model.parameters():
-            parameter.mul_(1.1)
+            # PyTorch does not count what is done to the data of a parameter.
+            (parameter.data if unseen else parameter).mul_(1.1)
+        if unseen:
+            model.start_rollout(5)
         close(model.next_hidden(episodes.observation), model.last_hidden(episodes.observation))
         episodes.step()
         # What predictions ask in between changes nothing, not even a rounding.
@@ -192,6 +196,53 @@ def test_weights_that_change_are_noticed() -> None:
         other.load_state_dict(model.state_dict())
         model.next_hidden(Episodes(model).observation, "predict")
         close(model.next_hidden(episodes.observation), other.last_hidden(episodes.observation))
+
+
+@pytest.mark.parametrize("scope", ["rollout", "predict"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_nothing_is_remembered_after_an_exception(scope: Any, error: Any) -> None:
+    model = backbone("T5 1.0")
+    episodes = Episodes(model)
+    layers = model.model.get_decoder().block
+
+    def fail(*_: Any) -> Any:
+        raise error("in the middle")
+
+    with th.no_grad():
+        model.next_hidden(episodes.observation, scope)
+        episodes.step()
+        hook = layers[1].register_forward_hook(fail)
+        with pytest.raises(error, match="in the middle"):
+            model.next_hidden(Episodes(model).observation, scope)
+        hook.remove()
+        answer = model.next_hidden(episodes.observation, scope)
+        close(answer, model.last_hidden(episodes.observation))
+
+
+def test_a_bias_behind_the_output_layer_is_the_backbones(tmp_path: Path) -> None:
+    model = backbone("BART")
+    bias: Any = model.model.final_logits_bias
+    bias.copy_(th.randn(bias.shape))
+    source, tokens = th.arange(3, 9)[None], th.tensor([[*model.prefix, 5, 6]])
+    with th.no_grad():
+        hidden = model.decode(tokens, model.encode(source, th.tensor([6])), th.tensor([6]))
+        expected = model.model(input_ids=source, decoder_input_ids=tokens).logits
+        close(model.logits(hidden), expected)
+        close(model.next_logits(hidden), expected)
+
+
+@pytest.mark.parametrize("family", ["BART", "Marian", "T5 1.0", "mBART", "M2M100"])
+def test_no_embedding_is_kept_as_it_is(family: str) -> None:
+    """Padding is what many decoders start with, and some models pad with EOS."""
+    model = backbone(family)
+    for half in (model.model, model.model.get_encoder(), model.model.get_decoder()):
+        assert half.get_input_embeddings().padding_idx is None
+    tokens = th.tensor([[model.config.pad_token_id, 5]])
+    with th.enable_grad():
+        encoded = model.encode(th.tensor([[5, 6]]), th.tensor([2])).detach()
+        model.decode(tokens, encoded, th.tensor([2])).square().sum().backward()
+    gradient: Any = model.model.get_decoder().get_input_embeddings().weight.grad
+    assert gradient[model.config.pad_token_id].abs().max() > 0
 
 
 @pytest.mark.parametrize("adapter", [None, {"r": 2}])

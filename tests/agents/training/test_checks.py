@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,11 @@ import torch as th
 
 from agents import PPO, CheckpointCallback, Run, RunSpec, evaluate_model
 from agents.models.loading import check_device
+from agents.rollouts.vec_env import engine_of
 from agents.training import stages
 from agents.training.checkpoints import check_finite
 from agents.training.checks import check_rewards
+from textenvs import Example, Task, Transcript, register_task
 
 SPEC = RunSpec(
     "TextGen-v0",
@@ -27,6 +32,53 @@ SPEC = RunSpec(
     eval_examples=2,
     device="cpu",
 )
+
+
+@pytest.mark.parametrize("labels", ["012", ("bad", "fine", "good")])
+def test_labels_are_those_that_are_trained_on(labels: Any, tmp_path: Path) -> None:
+    """Also where what is held out has fewer of them, or could be read as others."""
+    for name, used in (("train", labels), ("held_out", labels[:2]), ("other", labels[1:])):
+        rows = [{"text": f"This is it, {i}", "label": used[i % len(used)]} for i in range(30)]
+        if labels == "012":
+            rows = [{**row, "label": int(row["label"])} for row in rows]
+        lines = "\n".join(map(json.dumps, rows))
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "held_out", "other")}
+    spec = replace(SPEC, env="TextClassification-v0", dataset=files["train"], max_new_tokens=2)
+    run = Run.create(replace(spec, eval_dataset=files["held_out"]), tmp_path / "run")
+    envs, held_out = stages.make_environments(run.spec)
+    assert engine_of(held_out).task.choices == tuple(labels) == engine_of(envs).task.choices
+    assert held_out.action_space == envs.single_action_space
+    run.train()
+    for dataset in (None, files["other"]):
+        played = run.evaluate(dataset=dataset, max_examples=20)
+        assert {e.transcript.response for e in played.episodes if e.transcript} <= set(labels)
+        assert 0 < played.mean < 1
+
+
+def test_a_task_that_holds_nothing_out(tmp_path: Path) -> None:
+    class Same(Task):
+        max_new_tokens = 4
+
+        def examples(self, split: str) -> list[Example]:
+            own = [Example("once")] if split == self.more else []
+            return [Example(f"Example {i}:") for i in range(9)] + own
+
+        def score(self, transcripts: Sequence[Transcript]) -> list[float]:
+            return [0.0] * len(transcripts)
+
+        more = ""
+
+    register_task("Same-v0")(Same)
+    try:
+        with pytest.warns(UserWarning, match="trains on all 9 examples that it holds out"):
+            stages.make_environments(replace(SPEC, env="Same-v0"))
+        Same.more = "test"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            stages.make_environments(replace(SPEC, env="Same-v0"))
+    finally:
+        del gym.registry["Same-v0"]
 
 
 @pytest.mark.skipif(th.cuda.is_available(), reason="needs a machine without a GPU")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
 from tests.textenvs.tokenizers import KINDS, tokenizer_of
 from tests.textenvs.toys import Chat, Echo
@@ -206,14 +207,18 @@ def test_a_changed_normalizer_is_noticed() -> None:
     assert before != after == tokenizer.encode("user: hello")
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
 @pytest.mark.parametrize("given", ["folder", "object"])
 def test_all_tokens_with_which_the_model_ends_turns_do(
-    given: str, hf_tokenizer_path: str, tmp_path: Path
+    given: str, file: str, hf_tokenizer_path: str, tmp_path: Path
 ) -> None:
     tokenizer = load_tokenizer(hf_tokenizer_path)
     tokenizer.save_pretrained(str(tmp_path))
     ids = [tokenizer.eos_token_id, 5, 10**6]
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    settings = {"eos_token_id": ids}
+    if file == "config.json":
+        settings = {**LlamaConfig().to_dict(), **settings}
+    (tmp_path / file).write_text(json.dumps(settings))
     loaded = load_tokenizer(tmp_path)
     engine = TextEngine(Echo, tokenizer=loaded if given == "object" else tmp_path, stop=7)
     assert engine.codec.stop_token_ids == (tokenizer.eos_token_id, 7, 5)
