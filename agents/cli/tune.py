@@ -11,7 +11,7 @@ from agents.cli.quiet import quieten_hugging_face
 from agents.cli.several import SeveralRuns
 from agents.training.spec import RunSpec
 from agents.tuning.picture import HISTORY, plot_search
-from agents.tuning.search import BEST, FOUND, STUDY, Search
+from agents.tuning.search import BEST, FOUND, MAX_FALL, STUDY, Search
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Tune(SeveralRuns):
     """How many, those that are there already included."""
     seeds: int = 1
     """How many runs of each trial, with the seeds from --seed on; the mean counts."""
+    max_fall: float = MAX_FALL
+    """How far what is observed and not paid for, such as well_formed, may fall in a trial that is
+    to be the best. inf: as far as it likes."""
 
 
 def tune(options: Tune, console: Console) -> None:
@@ -34,7 +37,7 @@ def tune(options: Tune, console: Console) -> None:
     quieten_hugging_face()
     spec = RunSpec(**options.of_runs(trials=1, seeds=1))
     folder = options.out or Path("runs") / "tune" / f"{spec.env_id.replace('/', '-')}-{spec.algo}"
-    search = Search(spec, folder, options.seeds)
+    search = Search(spec, folder, options.seeds, options.max_fall)
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)

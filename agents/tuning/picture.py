@@ -24,10 +24,21 @@ def plot_search(folder: Path) -> Path:
     found = read_json(folder / FOUND)
     done = [t for t in found["trials"] if t["state"] == "COMPLETE"]
     pruned = [t for t in found["trials"] if t["state"] == "PRUNED" and t["evaluations"]]
-    numbers, values = [t["number"] for t in done], [t["value"] for t in done]
+    left_out = [t for t in done if t["left_out"]]
+    kept = [t for t in done if not t["left_out"]] or done
     picture = folder / HISTORY
     with drawn(picture, 2, figsize=(11, 4), width_ratios=(3, 2)) as (_, (history, bars)):
+        numbers, values = [t["number"] for t in kept], [t["value"] for t in kept]
         history.plot(numbers, values, "o", label="trial")
+        if kept is not done and left_out:
+            history.plot(
+                [t["number"] for t in left_out],
+                [t["value"] for t in left_out],
+                "o",
+                markerfacecolor="none",
+                color="tab:red",
+                label="left out: what is observed fell",
+            )
         last = [list(t["evaluations"].values())[-1] for t in pruned]
         history.plot([t["number"] for t in pruned], last, "x", color="grey", label="given up")
         history.step(numbers, np.maximum.accumulate(values), where="post", label="best so far")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -23,6 +24,8 @@ from agents.tuning.spaces import Among, space
 STUDY, BEST, FOUND = "study.db", "best.yaml", "search.json"
 # So many trials are never given up, and none is at its first evaluations.
 STARTUP_TRIALS, WARMUP_EVALUATIONS = 5, 2
+# How far what is observed may fall, where nothing is said: two errors of a share of 100 examples.
+MAX_FALL = 0.05
 # What a file of the best options does not say: how they were judged, and where.
 NOT_SAID = {"seed", "eval_split", "eval_freq", "checkpoint_freq", "device"}
 
@@ -36,17 +39,21 @@ class Search:
     The first trial has the options as they are. What is compared is the mean held-out reward at
     the end: of the task's own data on the validation split, so that the test split stays unseen; of
     a dataset on what `spec` holds out. A trial whose evaluations are below the median of the others
-    at the same step is given up.
+    at the same step is given up, and one whose reward is paid with what is observed and not paid
+    for (`well_formed`) is not the best.
 
     Args:
         spec: What all trials have in common.
         folder: Where study and runs are.
         seeds: How many runs there are of each trial.
+        max_fall: How far each observed measure may be below where training began. Infinity: it does
+            not matter.
     """
 
     spec: RunSpec
     folder: Path
     seeds: int = 1
+    max_fall: float = MAX_FALL
 
     def __post_init__(self) -> None:
         """Evaluate on the way, keep a checkpoint as often, and leave the test split alone."""
@@ -86,7 +93,7 @@ class Search:
             for line in run_all(_try, [(self, number) for number in numbers], workers, threads):
                 say(line)
         except BaseException:
-            if any(t.state.name == "COMPLETE" for t in self.study().trials):
+            if _complete(self.study()):
                 self.finish()
             raise
         return self.finish()
@@ -135,6 +142,7 @@ class Search:
                 multivariate=True,
                 group=True,  # the first trial has no options
                 constant_liar=True,  # so that trials at one time differ
+                constraints_func=self._excess,
             )
         return study
 
@@ -145,10 +153,9 @@ class Search:
             ValueError: If no trial has come to its end.
         """
         study = self.study()
-        done = [t for t in study.trials if t.state.name == "COMPLETE"]
-        if not done:
+        if not _complete(study):
             raise ValueError(f"No trial in {self.folder} has come to its end.")
-        best = study.best_trial
+        best = self._best(study)
         chosen = replace(self.spec, **best.params)
         options = {
             field.name: value
@@ -165,6 +172,8 @@ class Search:
                     "state": t.state.name,
                     "value": t.value,
                     "as_it_is": bool(t.user_attrs.get("as_it_is")),
+                    "fall": t.user_attrs.get("fall"),
+                    "left_out": self._excess(t)[0] > 0,
                     "options": t.params,
                     "evaluations": t.intermediate_values,
                 }
@@ -181,12 +190,37 @@ class Search:
         study = self.study()
         own = [t.value for t in study.trials if t.user_attrs.get("as_it_is")]
         first = [value for value in own if value is not None]
-        return [
+        best = self._best(study)
+        lines = [
             f"The best of {len(study.trials)} trials of {self.spec.timesteps:,} tokens: held-out "
-            f"reward {study.best_value:.4f}"
+            f"reward {best.value:.4f}"
             + (f", {first[0]:.4f} with the options as they were." if first else "."),
             "The best of many is flattered by chance: compare it on other seeds.",
         ]
+        hacked = [t for t in _complete(study) if self._excess(t)[0] > 0]
+        if self._excess(best)[0] > 0:
+            lines.append(
+                "In every trial something that is observed and not paid for fell by more than "
+                f"{self.max_fall:g}: read the texts."
+            )
+        elif hacked:
+            lines.append(
+                f"Left out: {len(hacked)} trials, of up to {max(t.value for t in hacked):.4f}, in "
+                "which something that is observed and not paid for fell by more than "
+                f"{self.max_fall:g}."
+            )
+        return lines
+
+    def _best(self, study: Any) -> Any:
+        """Return the best trial of those that kept what is observed, or of all if none did."""
+        trials = _complete(study)
+        kept = [t for t in trials if self._excess(t)[0] <= 0]
+        return max(kept or trials, key=lambda trial: trial.value)
+
+    def _excess(self, trial: Any) -> tuple[float]:
+        """Return by how much what is observed fell more than it may; of a trial given up, 0."""
+        fall = trial.user_attrs.get("fall")
+        return (0.0 if fall is None or math.isinf(self.max_fall) else fall - self.max_fall,)
 
     def try_options(self, trial: Any) -> float:
         """Train with a trial's options, and return the mean held-out reward at the end."""
@@ -198,7 +232,7 @@ class Search:
                 option = Among(tuple(v for v in option.values if self.spec.num_envs % v == 0))
             options[name] = option.suggest(trial, name)
         folder = self.folder / f"trial-{self._folder_number(trial)}"
-        scores = []
+        scores, falls = [], []
         for i in range(self.seeds):
             spec = replace(self.spec, **options, seed=self.spec.seed + i)
             place = folder / f"seed-{spec.seed}"
@@ -213,13 +247,27 @@ class Search:
                 if len(seen) > WARMUP_EVALUATIONS and trial.should_prune():
                     raise optuna.TrialPruned
 
-            scores.append(train_to_the_end(spec, place, watch)["after"]["mean_reward"])
+            summary = train_to_the_end(spec, place, watch)
+            scores.append(summary["after"]["mean_reward"])
+            falls.append(_fall(summary))
+        trial.set_user_attr("fall", float(np.mean(falls)))
         return float(np.mean(scores))
 
     @staticmethod
     def _folder_number(trial: Any) -> int:
         """Return the number of the trial that began what a trial goes on with, or its own."""
         return int(trial.user_attrs.get("goes_on", trial.number))
+
+
+def _complete(study: Any) -> list[Any]:
+    """Return the trials that have come to their end."""
+    return [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+
+
+def _fall(summary: Mapping[str, Any]) -> float:
+    """Return how far, of what is observed in a run, that fell which fell most."""
+    before, after = (summary[when]["observed"] for when in ("before", "after"))
+    return max((before[name] - after[name] for name in before), default=0.0)
 
 
 def importance(study: Any, names: list[str]) -> dict[str, float]:

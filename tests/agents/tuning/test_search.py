@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from agents.cli.main import main
 from agents.training.configs import read_options
 from agents.training.folder import SUMMARY
 from agents.training.registry import ALGORITHMS
-from agents.tuning.picture import HISTORY
+from agents.tuning.picture import HISTORY, plot_search
 from agents.tuning.search import BEST, FOUND, STUDY, Search
 from agents.tuning.spaces import SPACES, Among
 from tests.agents.training.test_comparison import SMALL, TASK
@@ -60,6 +62,36 @@ def test_it_tries_what_is_first_then_others_and_keeps_the_best(tmp_path: Path) -
     assert not {"seed", "eval_split", "device"} & options.keys()
     RunSpec(**options)
     assert lines[0] == "0 of 3 trials are there already." and len(lines) == 4
+
+
+def test_what_hacks_the_reward_is_not_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The more a trial earns the more of what is observed it has lost."""
+    seen: list[int] = []
+
+    def summary(*_: Any) -> dict[str, Any]:
+        seen.append(len(seen))
+        fall = 0.04 * seen[-1]
+        after = {"mean_reward": float(seen[-1]), "observed": {"chrf": 1.0, "well_formed": 1 - fall}}
+        return {"before": {"observed": {"chrf": 0.0, "well_formed": 1.0}}, "after": after}
+
+    monkeypatch.setattr("agents.tuning.search.train_to_the_end", summary)
+    own = search(tmp_path)
+    assert own.run(4) == own.study().trials[1].params
+    assert own.judgement()[-1] == (
+        "Left out: 2 trials, of up to 3.0000, in which something that is observed and not paid for "
+        "fell by more than 0.05."
+    )
+    found = json.loads((tmp_path / FOUND).read_text())
+    assert [trial["left_out"] for trial in found["trials"]] == [False, False, True, True]
+    assert found["trials"][3]["fall"] == pytest.approx(0.12) and found["best"] == 1
+    plot_search(tmp_path)
+    other = replace(own, max_fall=math.inf)
+    assert other.finish() == own.study().trials[3].params and len(other.judgement()) == 2
+    strict = replace(own, max_fall=-1.0)
+    assert strict.finish() == own.study().trials[3].params
+    assert strict.judgement()[-1].startswith("In every trial something that is observed")
 
 
 def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
