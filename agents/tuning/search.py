@@ -142,7 +142,7 @@ class Search:
                 multivariate=True,
                 group=True,  # the first trial has no options
                 constant_liar=True,  # so that trials at one time differ
-                constraints_func=self._excess,
+                **({} if _sets_constraints() else {"constraints_func": self._excess}),
             )
         return study
 
@@ -251,6 +251,8 @@ class Search:
             scores.append(summary["after"]["mean_reward"])
             falls.append(_fall(summary))
         trial.set_user_attr("fall", float(np.mean(falls)))
+        if _sets_constraints():
+            trial.set_constraint("fall", *self._excess(trial))
         return float(np.mean(scores))
 
     @staticmethod
@@ -306,6 +308,11 @@ def _try(what: tuple[Search, int]) -> str:
     study = search.study(number)
     study.optimize(objective, n_trials=1, callbacks=[tell], catch=(Diverged,))
     return lines[0].rstrip()
+
+
+def _sets_constraints() -> bool:
+    """Return whether trials are told their constraints, as from Optuna 5 on."""
+    return hasattr(_optuna().trial.Trial, "set_constraint")
 
 
 def _optuna() -> Any:
