@@ -51,6 +51,8 @@ class DataOptions:
     """What a chat begins with. Default: the task's, if it has one."""
     choices: tuple[str, ...] = ()
     """The only responses allowed, such as negative positive. Default: the task's."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a turn, besides what the model ends it with."""
     reward: tuple[str, ...] = ()
     """Rewards by name, or package.module:function; weights as 0.5*NAME. Default: the task's."""
     observe: tuple[str, ...] = ()

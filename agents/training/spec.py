@@ -167,6 +167,7 @@ class RunSpec(RunOptions):
             "system_prompt": self.system_prompt,
             "choices": tuple(strings(self.choices, self.spell("choices"))),
             "observe": list(strings(self.observe, self.spell("observe"))),
+            "stop": list(strings(self.stop, self.spell("stop"))),
         }
         if held_out:
             split = self.eval_split or split

@@ -132,6 +132,8 @@ def test_every_option_leads_somewhere() -> None:
     # An option is the algorithm's or the policy's by its name, or is given to the environment; the
     # rest are the run's own.
     data = RunSpec("TextGen-v0", template="{prompt}:", choices=("a",), observe=("chrf",))
+    data = replace(data, stop=("and", "."))
+    assert data.env_kwargs(held_out=True)["stop"] == ["and", "."]
     data = replace(data, group_size=2, sampling="epoch", chat_template="true", system_prompt="x")
     used = {*algorithm_options(), *policy_options(), *data.env_kwargs()}
     of_the_run = {"env", "algo", "timesteps", "num_envs", "eval_examples", "eval_freq", "patience"}
