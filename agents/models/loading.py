@@ -103,13 +103,10 @@ def load_model(model: ModelSpec, init_kwargs: Mapping[str, Any] | None = None) -
             "checkpoint: save it with save_pretrained and pass the folder."
         )
     freeze_positions(loaded)
-    # A padding_idx would keep a token's embedding as it is, and many models pad with EOS. Padding
-    # is read by nobody here, so that it learns nothing anyway.
-    halves = [
-        loaded,
-        *((loaded.get_encoder(), loaded.get_decoder()) if is_seq2seq(loaded.config) else ()),
-    ]
-    for half in halves:
+    # A padding_idx would keep a token's embedding as it is, and many models pad with EOS, or with
+    # what their decoder starts with. Padding itself is read by nobody here and learns nothing.
+    halves = (loaded.get_encoder(), loaded.get_decoder()) if is_seq2seq(loaded.config) else ()
+    for half in (loaded, *halves):
         half.get_input_embeddings().padding_idx = None
     return cast("PreTrainedModel", loaded)
 

@@ -41,7 +41,9 @@ def plot_search(folder: Path) -> Path:
             )
         last = [list(t["evaluations"].values())[-1] for t in pruned]
         history.plot([t["number"] for t in pruned], last, "x", color="grey", label="given up")
-        history.step(numbers, np.maximum.accumulate(values), where="post", label="best so far")
+        best = np.maximum.accumulate([*values, max(values)])
+        end = max(t["number"] for t in found["trials"])
+        history.step([*numbers, end], best, where="post", label="best so far")
         first = [t["value"] for t in done if t["as_it_is"]]
         if first:
             history.axhline(
@@ -50,7 +52,7 @@ def plot_search(folder: Path) -> Path:
         history.set_xlabel("trial")
         history.xaxis.set_major_locator(MaxNLocator(integer=True))
         history.set_ylabel("held-out reward")
-        history.legend(fontsize=8)
+        history.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
         history.grid(alpha=0.3)
         names = sorted(found["importance"], key=lambda name: found["importance"][name])
         bars.barh(names, [found["importance"][name] for name in names])
