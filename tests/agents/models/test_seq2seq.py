@@ -11,6 +11,7 @@ import pytest
 import torch as th
 from transformers import AutoModelForSeq2SeqLM, BartConfig, GenerationConfig, T5Config
 
+from agents.decoding.prepacked import CastProduct, DecodeModel
 from agents.models.layout import Seq2SeqLayout, Turn
 from agents.models.probes import realistic_weights
 from agents.models.seq2seq import Seq2SeqBackbone
@@ -187,8 +188,6 @@ def test_weights_that_change_are_noticed(unseen: bool) -> None:
         for parameter in model.parameters():
             # PyTorch does not count what is done to the data of a parameter.
             (parameter.data if unseen else parameter).mul_(1.1)
-        if unseen:
-            model.start_rollout(5)
         close(model.next_hidden(episodes.observation), model.last_hidden(episodes.observation))
         episodes.step()
         # What predictions ask in between changes nothing, not even a rounding.
@@ -196,6 +195,22 @@ def test_weights_that_change_are_noticed(unseen: bool) -> None:
         other.load_state_dict(model.state_dict())
         model.next_hidden(Episodes(model).observation, "predict")
         close(model.next_hidden(episodes.observation), other.last_hidden(episodes.observation))
+
+
+@pytest.mark.parametrize("family", ["T5 1.1", "BART", "T5Gemma"])
+def test_layers_that_read_the_same_are_one_product(family: str) -> None:
+    """Of cross-attention, steps need the queries alone."""
+    decoder: Any = backbone(family).model.get_decoder()
+    made = DecodeModel(CastProduct, th.float64)
+    made.of(decoder)
+    layers = len(getattr(decoder, "layers", getattr(decoder, "block", ())))
+    together = [product for product in made.products if len(product._layers) == 3]
+    assert len(together) == layers
+    alone = {id(layer) for p in made.products if len(p._layers) == 1 for layer in p._layers}
+    crossing = ("encoder_attn", "EncDecAttention", "cross_attn")
+    for name, module in decoder.named_modules():
+        if name.endswith(crossing):
+            assert {id(m) for m in module.children() if isinstance(m, th.nn.Linear)} <= alone
 
 
 @pytest.mark.parametrize("scope", ["rollout", "predict"])
