@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
+import torch as th
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents import parallel
+from agents.rollouts.buffer import Diverged
 from agents.rollouts.collector import check_slots_can_wait
 
 # The advantages of one token alone cannot be whitened.
@@ -138,3 +140,28 @@ def check_ranks_agree(agent: Any, total_timesteps: int) -> None:
                 f"All ranks must do the same, but rank {parallel.rank()} has {own}, and rank "
                 f"{rank} has {other}: give them the same arguments."
             )
+
+
+def check_finite(model: Any) -> None:
+    """Refuse to go on with, or to save, an agent that has diverged.
+
+    Raises:
+        Diverged: If a weight, or what the optimizer remembers of it, is infinite or NaN.
+    """
+    for name, tensor in _tensors(model.policy):
+        if not bool(th.isfinite(tensor).all()):
+            raise Diverged(
+                f"The training has diverged: {name} is not finite after {model.num_timesteps:,} "
+                "tokens, and an agent like that is not saved. Lower the learning rate, or raise "
+                "kl_coef; what was saved before is as it was."
+            )
+
+
+def _tensors(policy: Any) -> Iterator[tuple[str, th.Tensor]]:
+    """Yield a policy's floating-point weights, and what its optimizer remembers."""
+    named = {id(parameter): name for name, parameter in policy.named_parameters()}
+    yield from policy.named_parameters()
+    for parameter, state in policy.optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, th.Tensor):
+                yield f"{key} of {named.get(id(parameter), 'a weight')}", value

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 
 from agents import parallel
 from agents.algorithms.arguments import for_transformers
+from agents.algorithms.checks import check_finite
 from agents.algorithms.resume import ResumePoint, resume_point
 from agents.compat import is_quantised
 from agents.decoding.weights_version import fingerprint
@@ -195,10 +196,14 @@ class SavedExactly(OnPolicyAlgorithm):
         rollouts, by `agents.CheckpointCallback` or after `learn`; what is saved during one starts
         with new episodes, as in SB3. Of several ranks the main one writes, unless `path` is an
         open file.
+
+        Raises:
+            Diverged: If weights of a transformer are not finite; what was saved there before stays.
         """
         if not parallel.is_main() and not isinstance(path, io.BufferedIOBase):
             return
         if self.is_text:
+            check_finite(self)
             self.keep_tokenizer()
         loaded = self.resume_point  # and not yet gone on from
         if self.is_text and loaded is None:

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch as th
 from stable_baselines3.common import callbacks
 
 from agents import parallel
+from agents.algorithms.checks import check_finite
 from agents.files import atomic_path
-from agents.rollouts.buffer import Diverged
-
-
-def check_finite(model: Any) -> None:
-    """Refuse to go on with, or to save, an agent that has diverged.
-
-    Raises:
-        Diverged: If a weight, or what the optimizer remembers of it, is infinite or NaN.
-    """
-    for name, tensor in _tensors(model.policy):
-        if not bool(th.isfinite(tensor).all()):
-            raise Diverged(
-                f"The training has diverged: {name} is not finite after {model.num_timesteps:,} "
-                "tokens, and an agent like that is not saved. Lower the learning rate, or raise "
-                "kl_coef; what was saved before is as it was."
-            )
-
-
-def _tensors(policy: Any) -> Iterator[tuple[str, th.Tensor]]:
-    """Yield a policy's floating-point weights, and what its optimizer remembers."""
-    named = {id(parameter): name for name, parameter in policy.named_parameters()}
-    yield from policy.named_parameters()
-    for parameter, state in policy.optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, th.Tensor):
-                yield f"{key} of {named.get(id(parameter), 'a weight')}", value
 
 
 class CheckpointCallback(callbacks.CheckpointCallback):

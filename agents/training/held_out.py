@@ -10,9 +10,9 @@ import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import parallel
+from agents.algorithms.checks import check_finite
 from agents.files import json_line
 from agents.rollouts.traces import evenly_spread
-from agents.training.checkpoints import check_finite
 from agents.training.evaluation import Evaluation, evaluate_split
 from agents.training.folder import BEST, PROGRESS, SAMPLES
 from agents.training.logs import HELD_OUT, STEP, read_metrics

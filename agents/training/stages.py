@@ -30,7 +30,7 @@ from agents.models.loading import check_device
 from agents.policies.export import write_card
 from agents.rollouts.traces import TraceCallback, drop_traces
 from agents.rollouts.vec_env import engine_of
-from agents.training.checkpoints import CheckpointCallback, check_finite
+from agents.training.checkpoints import CheckpointCallback
 from agents.training.checks import check_rewards
 from agents.training.evaluation import reward_text, summarize
 from agents.training.folder import (
@@ -229,7 +229,6 @@ def _to_the_end(
     stuck = held_out.is_stuck(spec.patience)
     if stuck:
         say(f"Stopped early: {spec.patience} evaluations in a row were no better than the best.")
-    check_finite(model)
     with atomic_path(folder / AGENT) as temporary:
         model.save(temporary)
     model.policy.save_pretrained(folder / MODEL)

@@ -14,10 +14,10 @@ import pytest
 import torch as th
 
 from agents import PPO, CheckpointCallback, Run, RunSpec, evaluate_model
+from agents.algorithms.checks import check_finite
 from agents.models.loading import check_device
 from agents.rollouts.vec_env import engine_of
 from agents.training import stages
-from agents.training.checkpoints import check_finite
 from agents.training.checks import check_rewards
 from textenvs import Example, Task, Transcript, register_task
 
@@ -184,6 +184,10 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, what: str) -> None:
     saved = PPO.load(tmp_path / "rl_model.zip", device="cpu")
     assert saved.num_timesteps == 64
     check_finite(saved)
+    before = (tmp_path / "rl_model.zip").read_bytes()
+    with pytest.raises(ValueError, match="an agent like that is not saved"):
+        model.save(tmp_path / "rl_model.zip")
+    assert (tmp_path / "rl_model.zip").read_bytes() == before
 
 
 def test_diverged_run_keeps_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
