@@ -15,6 +15,10 @@ from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss
 from agents.rollouts.buffer import SequenceRolloutBuffer
 
 
+# What bounds ratios to the policy before an update has nothing to do with imitation.
+OF_RATIOS = ("clip_range", "target_kl")
+
+
 class ExpertIteration(GroupAlgorithm, stable_baselines3.PPO):
     """Expert iteration, or rejection sampling, or RAFT (Dong et al., 2023, arXiv 2304.06767).
 
@@ -49,7 +53,7 @@ class ExpertIteration(GroupAlgorithm, stable_baselines3.PPO):
 
     unused = (*GroupAlgorithm.unused, "clip_range")
     text_defaults: ClassVar[dict[str, Any]] = {
-        **{k: v for k, v in GroupAlgorithm.text_defaults.items() if k != "clip_range"},
+        **{k: v for k, v in GroupAlgorithm.text_defaults.items() if k not in OF_RATIOS},
         "n_epochs": 2,
     }
     baseline: Baseline = "group"

@@ -39,7 +39,7 @@ class GRPO(GroupAlgorithm, stable_baselines3.PPO):
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
             a pretrained model, 2e-3 for an adapter.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
-        n_epochs: Passes over the rollout in an update. 1.
+        n_epochs: Passes over the rollout in an update. 4.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         baseline: "group", "leave_one_out", "batch", "greedy" or "none"; see
             `agents.learning.groups.GroupAdvantage`.

@@ -28,7 +28,7 @@ class ReinforcePlusPlus(GroupAlgorithm, stable_baselines3.PPO):
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
             a pretrained model, 2e-3 for an adapter.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
-        n_epochs: Passes over the rollout in an update. 1.
+        n_epochs: Passes over the rollout in an update. 4.
         clip_range: How far from 1 a token's ratio counts. 0.2.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         baseline: "none" or "group".

@@ -24,7 +24,7 @@ class RLOO(GroupAlgorithm, stable_baselines3.PPO):
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
             a pretrained model, 2e-3 for an adapter.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
-        n_epochs: Passes over the rollout in an update. 1.
+        n_epochs: Passes over the rollout in an update. 4.
         clip_range: How far from 1 the ratio of a response counts. 0.2.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         kl_coef: What a nat of KL to the reference model costs. 0: no reference model is kept.
