@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 import torch as th
@@ -148,13 +148,18 @@ def check_finite(model: Any) -> None:
     Raises:
         Diverged: If a weight, or what the optimizer remembers of it, is infinite or NaN.
     """
-    for name, tensor in _tensors(model.policy):
-        if not bool(th.isfinite(tensor).all()):
-            raise Diverged(
-                f"The training has diverged: {name} is not finite after {model.num_timesteps:,} "
-                "tokens, and an agent like that is not saved. Lower the learning rate, or raise "
-                "kl_coef; what was saved before is as it was."
-            )
+    name = first_not_finite(_tensors(model.policy))
+    if name is not None:
+        raise Diverged(
+            f"The training has diverged: {name} is not finite after {model.num_timesteps:,} "
+            "tokens, and an agent like that is not saved. Lower the learning rate, or raise "
+            "kl_coef; what was saved before is as it was."
+        )
+
+
+def first_not_finite(named: Iterable[tuple[str, th.Tensor]]) -> str | None:
+    """Return the name of the first tensor that holds something infinite or NaN, if one does."""
+    return next((name for name, tensor in named if not bool(th.isfinite(tensor).all())), None)
 
 
 def _tensors(policy: Any) -> Iterator[tuple[str, th.Tensor]]:

@@ -14,7 +14,6 @@ from agents.learning.groups import Baseline, ConstantAdvantage, best_episodes, g
 from agents.learning.losses import EntropyLoss, LossTerm, PolicyGradientLoss
 from agents.rollouts.buffer import SequenceRolloutBuffer
 
-
 # What bounds ratios to the policy before an update has nothing to do with imitation.
 OF_RATIOS = ("clip_range", "target_kl")
 

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from agents import parallel
+from agents.algorithms.checks import first_not_finite
 from agents.files import atomic_path
 from agents.models.causal import CausalBackbone
 from agents.models.layout import IGNORED, CausalLayout, SequenceLayout, sequences_of
@@ -213,12 +214,12 @@ def _fit_or_read(
 
         with preserved_rng_state():
             fit(network, data, _collate, settings, progress, policy.device)
-        for name, tensor in network.named_parameters():
-            if not bool(th.isfinite(tensor).all()):
-                raise Diverged(
-                    f"The warm start has diverged: {name} is not finite, and the model is of no "
-                    f"use any more. Lower its learning rate ({learning_rate:g}) and make it anew."
-                )
+        name = first_not_finite(network.named_parameters())
+        if name is not None:
+            raise Diverged(
+                f"The warm start has diverged: {name} is not finite, and the model is of no "
+                f"use any more. Lower its learning rate ({learning_rate:g}) and make it anew."
+            )
         if file is not None:
             with atomic_path(file) as temporary:
                 th.save(network.state_dict(), temporary)
