@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,10 @@ def _columns(
         "after": f"{interquartile_mean(final):.3f}",
         "95 % interval": f"{low:.3f} .. {high:.3f}" if several else "",
         "spread": f"{final.std(ddof=1):.3f}" if several else "",
+        "rise/error": _rise(results),
         **({} if successes.count(None) else {"success": _mean(successes, ".2f")}),
-        **{f"{measure} *": _measure(results, measure) for measure in observed},
+        **{f"{name} *": _change(results, _observed(name), ".3f") for name in observed},
+        "tokens per episode": _change(results, lambda side: side["response_tokens"], ".1f"),
         "distinct": _mean([r.after["distinct_responses"] for r in results], ".2f"),
         "train - held out": _mean(gaps, "+.3f"),
         **({} if threshold is None else _reached(results, threshold)),
@@ -100,7 +103,10 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def terminal_table(rows: Sequence[Mapping[str, str]], title: str) -> Table:
     """Return the columns that say most, for a terminal."""
-    left_out = {"tokens", "spread", "success", "distinct", "train - held out", "seconds", "KL"}
+    left_out = {
+        *("tokens", "spread", "rise/error", "success", "tokens per episode", "distinct"),
+        *("train - held out", "seconds", "KL"),
+    }
     shown = [name for name in rows[0] if name not in left_out]
     result = Table(*shown, title=title)
     result.columns[0].no_wrap = True
@@ -111,8 +117,9 @@ def terminal_table(rows: Sequence[Mapping[str, str]], title: str) -> Table:
 
 NOTES = (
     "*After* is the interquartile mean over seeds (of fewer than four their mean), its interval "
-    "from a stratified bootstrap, *spread* the standard deviation over seeds. *Tokens* are those "
-    "of training, as a rollout is never cut. What has a star is measured and not trained on; "
+    "from a stratified bootstrap, *spread* the standard deviation over seeds, and *rise/error* how "
+    "many standard errors, those of the examples of all seeds, it is above the start. *Tokens* are "
+    "those of training, as a rollout is never cut. What has a star is measured and not trained on; "
     "*distinct* is the share of held-out responses that differ from each other. *Tokens to* and "
     "*seconds* are medians of those seeds that reached that held-out reward, between evaluations "
     "by a straight line; seconds are those of rollouts and updates. *KL* is to the policy before "
@@ -179,11 +186,25 @@ def _names(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(result.algo for result in results))
 
 
-def _measure(results: Sequence[Result], name: str) -> str:
-    """Return how an observed measure was before and after."""
+def _rise(results: Sequence[Result]) -> str:
+    """Return how many of its standard errors the mean rise of the held-out reward is."""
+    rises = [result.after["mean_reward"] - result.before["mean_reward"] for result in results]
+    sides = (side for result in results for side in (result.before, result.after))
+    error = math.sqrt(sum(side["standard_error"] ** 2 for side in sides))
+    return f"{sum(rises) / error:+.1f}" if error else ""
+
+
+def _change(
+    results: Sequence[Result], measure: Callable[[Mapping[str, Any]], float | None], form: str
+) -> str:
+    """Return what a measure was before and after."""
     both = [(result.before, result.after) for result in results]
-    sides = ([side["observed"].get(name) for side in sides] for sides in zip(*both, strict=True))
-    return " -> ".join(_mean(values, ".3f") for values in sides)
+    sides = ([measure(side) for side in sides] for sides in zip(*both, strict=True))
+    return " -> ".join(_mean(values, form) for values in sides)
+
+
+def _observed(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda side: side["observed"].get(name)
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:

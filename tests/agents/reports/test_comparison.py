@@ -13,8 +13,10 @@ from agents.training.comparison import Point, Result
 
 
 def result(algo: str, seed: int, final: float, **after: Any) -> Result:
-    summary = {"mean_reward": 0.1, "observed": {"chrf": 0.2}, "distinct_responses": 1.0}
-    end = {**summary, "mean_reward": final, "observed": {"chrf": 0.3}, **after}
+    summary = {"mean_reward": 0.1, "standard_error": 0.03, "observed": {"chrf": 0.2}}
+    summary |= {"response_tokens": 9.0, "distinct_responses": 1.0}
+    after = {"standard_error": 0.04, "observed": {"chrf": 0.3}, "response_tokens": 12.0, **after}
+    end = {**summary, "mean_reward": final, **after}
     curve = (Point(0, 0, 0.1), Point(100, 10, (0.1 + final) / 2), Point(200, 30, final))
     return Result(algo, seed, curve, summary, end, final + 0.05, 1.5)
 
@@ -60,6 +62,18 @@ def test_the_table_says_what_the_runs_say() -> None:
     )
     assert (second["tokens to 0.75"], second["train - held out"]) == ("162 (1/3)", "+0.050")
     assert (second["KL"], second["tokens/s"]) == ("1.5", "7")
+    assert second["tokens per episode"] == "9.0 -> 12.0"
+    # The mean of three rises over the error of a mean of three.
+    assert (first["rise/error"], second["rise/error"]) == ("+14.0", f"{0.6 / 0.05 * 3**0.5:+.1f}")
+
+
+def test_without_errors_there_is_no_number_of_them() -> None:
+    (row,) = columns({"ppo": [result("ppo", 0, 1.0, standard_error=0.04)]}, None)
+    assert row["rise/error"] == "+18.0"
+    run = result("ppo", 0, 1.0, standard_error=0.0)
+    run.before["standard_error"] = 0.0  # type: ignore[index]
+    (row,) = columns({"ppo": [run]}, None)
+    assert row["rise/error"] == ""
 
 
 def test_where_all_got_worse_nothing_is_reached(tmp_path: Path) -> None:
