@@ -235,12 +235,13 @@ def agent(
 
 
 def group_agent(shape: Shape, group_size: int, policy_kwargs: dict[str, Any] | None = None) -> GRPO:
-    """Return a GRPO with an episode a slot; an update is one minibatch, with a reference."""
+    """Return a GRPO with an episode a slot; an update is one minibatch, once, with a reference."""
     return GRPO(
         "TransformerPolicy",
         FixedLengths(shape, shape.episodes, group_size=group_size),
         learning_rate=LEARNING_RATE,
         batch_size=shape.episodes * shape.response,
+        n_epochs=1,
         policy_kwargs={"model": shape.config(), **(policy_kwargs or {})},
         seed=0,
         device="cpu",
