@@ -134,12 +134,11 @@ def plot(
     from matplotlib.ticker import EngFormatter
 
     with drawn(picture, 3, figsize=(15, 4.6), width_ratios=(3, 3, 2)) as (figure, axes):
-        for number, (name, results) in enumerate(by_algo.items()):
-            colour = f"C{number % 10}"
-            style = "-" if number < 10 else "--"
+        for number, results in enumerate(by_algo.values()):
+            colour, style = f"C{number % 10}", "-" if number < 10 else "--"
             for axis, index in zip(axes, (0, 1), strict=False):
                 places, middle, low, high = _band(results, index)
-                axis.plot(places, middle, style, color=colour, label=name)
+                axis.plot(places, middle, style, color=colour)
                 if len(results) > 1:
                     axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
             final = _final(results)
@@ -152,11 +151,14 @@ def plot(
             axis.set_ylabel("held-out reward")
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.grid(alpha=0.3)
-        axes[2].set_yticks(range(len(by_algo)), list(by_algo))
+        # The names are the legend of all three: one in the first would lie on its curves.
+        dashed = [name if i < 10 else f"- - {name}" for i, name in enumerate(by_algo)]
+        axes[2].set_yticks(range(len(by_algo)), dashed, fontweight="bold")
+        for number, label in enumerate(axes[2].get_yticklabels()):
+            label.set_color(f"C{number % 10}")
         axes[2].invert_yaxis()
         axes[2].set_xlabel("held-out reward at the end, each seed")
         axes[2].grid(alpha=0.3)
-        axes[0].legend(fontsize=8)
         figure.suptitle(title)
 
 
