@@ -24,6 +24,8 @@ from transformers import (
     UMT5Config,
 )
 
+from tests.agents.capabilities import TESTED
+
 VOCAB = 97
 ROLES = {"pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0}
 BART: dict[str, Any] = {
@@ -86,3 +88,6 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "MVP": lambda: MvpConfig(**BART),
     "T5Gemma": t5gemma,
 }
+if not TESTED:
+    # With transformers 5.17 it computes a row otherwise when others are beside it, and is refused.
+    del FAMILIES["UMT5"]

@@ -139,7 +139,8 @@ def test_checkpointed_layers_have_the_gradients_of_others(name: str) -> None:
         assert (plain - twice).abs().max() < 1e-6 * scale
 
 
-@pytest.mark.parametrize("name", ["Mamba", "BLOOM (ALiBi)"])
+# Other versions cache recurrent layers otherwise, or not at all.
+@pytest.mark.parametrize("name", [*(["Mamba"] if TESTED else []), "BLOOM (ALiBi)"])
 def test_what_cannot_be_compiled_runs_as_it_is(name: str) -> None:
     with pytest.warns(UserWarning, match="are not compiled: it"):
         backbone = CausalBackbone(ARCHITECTURES[name](), VOCAB, LENGTH, compiled=True)
