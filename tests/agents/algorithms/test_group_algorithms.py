@@ -20,7 +20,7 @@ from agents.algorithms.recipes import RECIPES, Recipe
 from agents.learning.groups import groups_with_signal
 from agents.learning.rewards import penalize_overlong
 from tests.agents.agents import PLAIN_STEPS, collect, make_agent, shake, train
-from tests.agents.helpers import EOS, FEW
+from tests.agents.helpers import EOS, FEW, llama
 from tests.agents.oracle import Critic, Token, kl, read
 from tests.test_readme import BLOCK, ROOT
 from tests.textenvs.toys import Chat
@@ -661,6 +661,15 @@ def test_another_clip_has_another_bound() -> None:
     assert make(recipe="cispo", clip="ppo").clip_range_high is None
     assert make(recipe="cispo", clip_range_high=2.0).clip_range_high == 2.0
     assert make(recipe="dapo", clip="ppo").clip_range_high == 0.28
+
+
+@pytest.mark.parametrize("cls", [GRPO, RLOO, ReinforcePlusPlus])
+def test_a_rollout_teaches_several_times_by_default(cls: Any) -> None:
+    env = gym.make_vec("TextGen-v0", num_envs=4, group_size=2, max_new_tokens=4)
+    model = cls("TransformerPolicy", env, policy_kwargs={"model": llama()}, device="cpu")
+    assert (model.n_epochs, model.target_kl, model.batch_size) == (4, 0.03, 1024)
+    model.learn(1)
+    assert model._n_updates > 1
 
 
 def test_none_is_the_default() -> None:
