@@ -39,7 +39,8 @@ class GRPO(GroupAlgorithm, stable_baselines3.PPO):
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
             a pretrained model, 2e-3 for an adapter.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
-        n_epochs: Passes over the rollout in an update. 4.
+        n_epochs: Passes over the rollout in an update, as far as `target_kl` lets them. 4.
+        target_kl: See `agents.PPO`. 0.03.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         baseline: "group", "leave_one_out", "batch", "greedy" or "none"; see
             `agents.learning.groups.GroupAdvantage`.
@@ -67,7 +68,7 @@ class GRPO(GroupAlgorithm, stable_baselines3.PPO):
             earned counts in the baseline.
         dynamic_sampling: How often at most all play on, to replace groups whose episodes have all
             earned the same. 0: never.
-        **kwargs: `kl_target`, `ref_model`, `ent_coef`, `max_grad_norm`, `target_kl`,
+        **kwargs: `kl_target`, `ref_model`, `ent_coef`, `max_grad_norm`,
             `micro_batch_size`, `policy_kwargs`, `seed`, `device`, `verbose`, ...
 
     Raises:

@@ -28,14 +28,15 @@ class ReinforcePlusPlus(GroupAlgorithm, stable_baselines3.PPO):
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
             a pretrained model, 2e-3 for an adapter.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
-        n_epochs: Passes over the rollout in an update. 4.
+        n_epochs: Passes over the rollout in an update, as far as `target_kl` lets them. 4.
+        target_kl: See `agents.PPO`. 0.03.
         clip_range: How far from 1 a token's ratio counts. 0.2.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         baseline: "none" or "group".
         kl_coef: What a nat of KL to the reference model costs. 0: no reference model is kept.
         whiten_floor: The least standard deviation that returns are divided by.
         **kwargs: `kl_in`, `kl_target`, `kl_estimator`, `ref_model`, `ent_coef`, `max_grad_norm`,
-            `target_kl`, `micro_batch_size`, `policy_kwargs`, `seed`, `device`, `verbose`, ...
+            `micro_batch_size`, `policy_kwargs`, `seed`, `device`, `verbose`, ...
     """
 
     baseline: Baseline = "none"

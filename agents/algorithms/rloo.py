@@ -24,7 +24,8 @@ class RLOO(GroupAlgorithm, stable_baselines3.PPO):
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
             a pretrained model, 2e-3 for an adapter.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
-        n_epochs: Passes over the rollout in an update. 4.
+        n_epochs: Passes over the rollout in an update, as far as `target_kl` lets them. 4.
+        target_kl: See `agents.PPO`. 0.03.
         clip_range: How far from 1 the ratio of a response counts. 0.2.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         kl_coef: What a nat of KL to the reference model costs. 0: no reference model is kept.
@@ -32,7 +33,7 @@ class RLOO(GroupAlgorithm, stable_baselines3.PPO):
             the episode earned. "advantage": it comes after the baseline, token by token. "loss": it
             is a loss of its own.
         **kwargs: `kl_target`, `kl_estimator`, `ref_model`, `ent_coef`, `max_grad_norm`,
-            `target_kl`, `micro_batch_size`, `policy_kwargs`, `seed`, `device`, `verbose`, ...
+            `micro_batch_size`, `policy_kwargs`, `seed`, `device`, `verbose`, ...
     """
 
     baseline: Baseline = "leave_one_out"

@@ -117,13 +117,14 @@ def terminal_table(rows: Sequence[Mapping[str, str]], title: str) -> Table:
 
 NOTES = (
     "*After* is the interquartile mean over seeds (of fewer than four their mean), its interval "
-    "from a stratified bootstrap, *spread* the standard deviation over seeds, and *rise/error* how "
-    "many standard errors, those of the examples of all seeds, it is above the start. *Tokens* are "
-    "those of training, as a rollout is never cut. What has a star is measured and not trained on; "
-    "*distinct* is the share of held-out responses that differ from each other. *Tokens to* and "
-    "*seconds* are medians of those seeds that reached that held-out reward, between evaluations "
-    "by a straight line; seconds are those of rollouts and updates. *KL* is to the policy before "
-    "training, in nats per training episode. Before training, too, NLPO plays under its mask."
+    "from a stratified bootstrap, *spread* the standard deviation over seeds, and *rise/error* "
+    "how many standard errors the mean is above the start: those of the examples, without the "
+    "spread over seeds. *Tokens* are those of training, as a rollout is never cut. What has a "
+    "star is measured and not trained on; *distinct* is the share of held-out responses that "
+    "differ from each other. *Tokens to* and *seconds* are medians of those seeds that reached "
+    "that held-out reward, between evaluations by a straight line; seconds are those of rollouts "
+    "and updates. *KL* is to the policy before training, in nats per training episode. Before "
+    "training, too, NLPO plays under its mask."
 )
 
 
@@ -192,8 +193,10 @@ def _rise(results: Sequence[Result]) -> str:
     """Return how many of its standard errors the mean rise of the held-out reward is."""
     rises = [result.after["mean_reward"] - result.before["mean_reward"] for result in results]
     sides = (side for result in results for side in (result.before, result.after))
-    error = math.sqrt(sum(side["standard_error"] ** 2 for side in sides))
-    return f"{sum(rises) / error:+.1f}" if error else ""
+    errors = [side["standard_error"] for side in sides]
+    if None in errors or not any(errors):  # of one example, or of what all earn alike
+        return ""
+    return f"{sum(rises) / math.hypot(*errors):+.1f}"
 
 
 def _change(

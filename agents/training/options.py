@@ -110,7 +110,7 @@ class RunOptions(DataOptions):
     batch_size: int | None = None
     """Tokens to a minibatch. Default: the algorithm's; for ppo 1,024, or the whole rollout."""
     n_epochs: int | None = None
-    """Passes over each rollout. Default: the algorithm's; for ppo 4, for grpo 1."""
+    """Passes over each rollout. Default: the algorithm's; for ppo and grpo 4."""
     learning_rate: float | None = None
     """At the start; it falls to 0 linearly. Default: the algorithm's, for the kind of model."""
     kl_coef: float | None = None
@@ -168,7 +168,7 @@ class RunOptions(DataOptions):
     """The discount of a token. Default: the algorithm's, 1."""
     target_kl: float | None = None
     """End an update's epochs when the KL to the policy before exceeds 1.5 times this. inf: never.
-    Default: the algorithm's; for ppo 0.03."""
+    Default: the algorithm's; for ppo and grpo 0.03."""
     gae_lambda: float = 0.95
     """Lambda of the advantage estimation."""
     gae_lambda_vf: float | None = None

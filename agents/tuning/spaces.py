@@ -49,7 +49,8 @@ _CRITIC: dict[str, Among | Between] = {
     "gae_lambda": Among((0.9, 0.95, 1.0)),
     "ent_coef": Among((0.0, 0.001, 0.01)),
 }
-_PPO: dict[str, Among | Between] = {**_CRITIC, **_BATCHES, "target_kl": Among((0.015, 0.03, 0.06))}
+_BOUND: dict[str, Among | Between] = {"target_kl": Among((0.015, 0.03, 0.06))}
+_PPO: dict[str, Among | Between] = {**_CRITIC, **_BATCHES, **_BOUND}
 # What is searched, by algorithm; docs/comparison.md has it as a table.
 SPACES: dict[str, dict[str, Among | Between]] = {
     "ppo": _PPO,
@@ -60,9 +61,13 @@ SPACES: dict[str, dict[str, Among | Between]] = {
     },
     "a2c": _CRITIC,
     "reinforce": {**_NEAR, "n_steps": Among((32, 64, 128))},
-    "grpo": {**_GROUPS, "recipe": Among(("grpo", "dr_grpo", "dapo", "gspo", "cispo"))},
-    "rloo": _GROUPS,
-    "reinforce++": {**_NEAR, **_BATCHES, "baseline": Among(("none", "group"))},
+    "grpo": {
+        **_GROUPS,
+        **_BOUND,
+        "recipe": Among(("grpo", "dr_grpo", "dapo", "gspo", "cispo")),
+    },
+    "rloo": {**_GROUPS, **_BOUND},
+    "reinforce++": {**_NEAR, **_BATCHES, **_BOUND, "baseline": Among(("none", "group"))},
     "remax": {**_NEAR, "episodes_per_slot": Among((1, 2))},
     "expert_iteration": {**_GROUPS, "keep_best": Among((1, 2, 4))},
     "sft": {**_EVERY, "batch_size": Among((128, 256, 512, 1024))},

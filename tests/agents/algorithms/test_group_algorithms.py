@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from agents import GRPO, PPO, RLOO, ReinforcePlusPlus, ReMax
+from agents import GRPO, PPO, RLOO, ExpertIteration, ReinforcePlusPlus, ReMax
 from agents.algorithms.recipes import RECIPES, Recipe
 from agents.learning.groups import groups_with_signal
 from agents.learning.rewards import penalize_overlong
@@ -666,10 +666,18 @@ def test_another_clip_has_another_bound() -> None:
 @pytest.mark.parametrize("cls", [GRPO, RLOO, ReinforcePlusPlus])
 def test_a_rollout_teaches_several_times_by_default(cls: Any) -> None:
     env = gym.make_vec("TextGen-v0", num_envs=4, group_size=2, max_new_tokens=4)
-    model = cls("TransformerPolicy", env, policy_kwargs={"model": llama()}, device="cpu")
+    settings: dict[str, Any] = {"policy_kwargs": {"model": llama()}, "device": "cpu"}
+    model = cls("TransformerPolicy", env, learning_rate=0.0, **settings)  # never too far
     assert (model.n_epochs, model.target_kl, model.batch_size) == (4, 0.03, 1024)
     model.learn(1)
-    assert model._n_updates > 1
+    assert model._n_updates == 4
+
+
+def test_what_bounds_ratios_is_not_for_imitation() -> None:
+    env = gym.make_vec("TextGen-v0", num_envs=4, group_size=2, max_new_tokens=4)
+    settings: dict[str, Any] = {"policy_kwargs": {"model": llama()}, "device": "cpu"}
+    model = ExpertIteration("TransformerPolicy", env, **settings)
+    assert (model.n_epochs, model.target_kl) == (2, None)
 
 
 def test_none_is_the_default() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from agents.reports.comparison import CURVES, PICTURE, TABLE, columns, report
+from agents.reports.figures import drawn
 from agents.reports.statistics import bootstrap_interval, interquartile_mean
 from agents.training.comparison import Point, Result
 
@@ -68,12 +71,13 @@ def test_the_table_says_what_the_runs_say() -> None:
 
 
 def test_without_errors_there_is_no_number_of_them() -> None:
-    (row,) = columns({"ppo": [result("ppo", 0, 1.0, standard_error=0.04)]}, None)
+    (row,) = columns({"ppo": [result("ppo", 0, 1.0)]}, None)
     assert row["rise/error"] == "+18.0"
-    run = result("ppo", 0, 1.0, standard_error=0.0)
-    run.before["standard_error"] = 0.0  # type: ignore[index]
-    (row,) = columns({"ppo": [run]}, None)
-    assert row["rise/error"] == ""
+    for none in (0.0, None):  # what all earn alike, one example
+        run = result("ppo", 0, 1.0, standard_error=none)
+        run.before["standard_error"] = none  # type: ignore[index]
+        (row,) = columns({"ppo": [run]}, None)
+        assert row["rise/error"] == ""
 
 
 def test_where_all_got_worse_nothing_is_reached(tmp_path: Path) -> None:
@@ -93,3 +97,22 @@ def test_a_report_is_a_table_curves_and_a_picture(tmp_path: Path) -> None:
         "held_out_reward": "0.5",
     }
     assert (tmp_path / PICTURE).stat().st_size > 10_000
+
+
+def test_the_names_are_the_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colours are ten: what comes after has lines of another kind, and its name says so."""
+    seen: dict[str, Any] = {}
+
+    @contextmanager
+    def looked_at(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with drawn(*args, **kwargs) as (figure, axes):
+            yield figure, axes
+            seen.update({t.get_text(): t.get_color() for t in axes[2].get_yticklabels()})
+            seen["lines"] = [(line.get_color(), line.get_linestyle()) for line in axes[0].lines]
+
+    monkeypatch.setattr("agents.reports.comparison.drawn", looked_at)
+    report([result(f"a{i}", 0, 0.5) for i in range(12)], tmp_path, "Mine")
+    lines = seen.pop("lines")[:12]
+    assert list(seen) == [*(f"a{i}" for i in range(10)), "- - a10", "- - a11"]
+    assert list(seen.values()) == [colour for colour, _ in lines]
+    assert [style for _, style in lines] == ["-"] * 10 + ["--"] * 2
