@@ -68,8 +68,8 @@ class GRPO(GroupAlgorithm, stable_baselines3.PPO):
             earned counts in the baseline.
         dynamic_sampling: How often at most all play on, to replace groups whose episodes have all
             earned the same. 0: never.
-        **kwargs: `kl_target`, `ref_model`, `ent_coef`, `max_grad_norm`,
-            `micro_batch_size`, `policy_kwargs`, `seed`, `device`, `verbose`, ...
+        **kwargs: `kl_target`, `ref_model`, `ent_coef`, `max_grad_norm`, `micro_batch_size`,
+            `policy_kwargs`, `seed`, `device`, `verbose`, ...
 
     Raises:
         ValueError: For environments without groups, or settings that make no sense together.

@@ -20,7 +20,7 @@ from transformers import (
 
 from agents.compat import fixed_positions, keep_gradients
 from agents.models.lora import adapter_folder
-from textenvs.text.loading import cause_of, damaged, model_is_seq2seq
+from textenvs.text.loading import model_is_seq2seq, why_not_loaded
 
 ModelSpec = str | Path | PretrainedConfig
 # What is trained: weights that were drawn at random, somebody's, or an adapter beside them.
@@ -130,13 +130,9 @@ def _from_pretrained(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
     except ImportError:  # which says what to install
         raise
     except Exception as error:  # of files there are as many as there are ways to damage them
-        local = Path(name).is_dir()
-        advice = "" if local else " There is no such folder; a hub id needs a connection or a "
         raise ValueError(
-            f"No language model could be loaded from {name!r}: "
-            f"{damaged(name) if local else ''}{cause_of(error)}{advice}"
-            f"{'' if local else 'cached copy.'}{_trust(error)} Expected 'tiny', a folder written "
-            "by save_pretrained, or a hub id."
+            f"No language model could be loaded from {name!r}: {why_not_loaded(name, error)}"
+            f"{_trust(error)} Expected 'tiny', a folder written by save_pretrained, or a hub id."
         ) from error
     loaded, info = both
     loaded.config.dtype = config.dtype

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from agents.models.lora import adapter_folder
-from textenvs.text.loading import cause_of, damaged
+from textenvs.text.loading import why_not_loaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def own_tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
             return None  # It cannot be asked for, or is known to its user alone.
         raise ValueError(
             f"The tokenizer of the model {str(model)!r} cannot be compared with that of the "
-            f"environment: {damaged(str(model))}{cause_of(error)} Mend it, or take it away."
+            f"environment: {why_not_loaded(str(model), error)} Mend it, or take it away."
         ) from error
     return cast("PreTrainedTokenizerBase", loaded)
 

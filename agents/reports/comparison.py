@@ -135,8 +135,12 @@ def plot(
     from matplotlib.ticker import EngFormatter
 
     with drawn(picture, 3, figsize=(15, 4.6), width_ratios=(3, 3, 2)) as (figure, axes):
-        for number, results in enumerate(by_algo.values()):
+        # The names are the legend of all three: one in the first would lie on its curves.
+        names, colours = [], []
+        for number, (name, results) in enumerate(by_algo.items()):
             colour, style = f"C{number % 10}", "-" if number < 10 else "--"
+            names.append(name if style == "-" else f"- - {name}")
+            colours.append(colour)
             for axis, index in zip(axes, (0, 1), strict=False):
                 places, middle, low, high = _band(results, index)
                 axis.plot(places, middle, style, color=colour)
@@ -152,11 +156,9 @@ def plot(
             axis.set_ylabel("held-out reward")
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.grid(alpha=0.3)
-        # The names are the legend of all three: one in the first would lie on its curves.
-        dashed = [name if i < 10 else f"- - {name}" for i, name in enumerate(by_algo)]
-        axes[2].set_yticks(range(len(by_algo)), dashed, fontweight="bold")
-        for number, label in enumerate(axes[2].get_yticklabels()):
-            label.set_color(f"C{number % 10}")
+        axes[2].set_yticks(range(len(names)), names, fontweight="bold")
+        for label, colour in zip(axes[2].get_yticklabels(), colours, strict=True):
+            label.set_color(colour)
         axes[2].invert_yaxis()
         axes[2].set_xlabel("held-out reward at the end, each seed")
         axes[2].grid(alpha=0.3)

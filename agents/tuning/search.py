@@ -173,7 +173,7 @@ class Search:
                     "value": t.value,
                     "as_it_is": bool(t.user_attrs.get("as_it_is")),
                     "fall": t.user_attrs.get("fall"),
-                    "left_out": self._excess(t)[0] > 0,
+                    "left_out": self._is_hacked(t),
                     "options": t.params,
                     "evaluations": t.intermediate_values,
                 }
@@ -197,8 +197,8 @@ class Search:
             + (f", {first[0]:.4f} with the options as they were." if first else "."),
             "The best of many is flattered by chance: compare it on other seeds.",
         ]
-        hacked = [t for t in _complete(study) if self._excess(t)[0] > 0]
-        if self._excess(best)[0] > 0:
+        hacked = [t for t in _complete(study) if self._is_hacked(t)]
+        if self._is_hacked(best):
             lines.append(
                 "In every trial something that is observed and not paid for fell by more than "
                 f"{self.max_fall:g}: read the texts."
@@ -214,8 +214,11 @@ class Search:
     def _best(self, study: Any) -> Any:
         """Return the best trial of those that kept what is observed, or of all if none did."""
         trials = _complete(study)
-        kept = [t for t in trials if self._excess(t)[0] <= 0]
+        kept = [t for t in trials if not self._is_hacked(t)]
         return max(kept or trials, key=lambda trial: trial.value)
+
+    def _is_hacked(self, trial: Any) -> bool:
+        return self._excess(trial)[0] > 0
 
     def _excess(self, trial: Any) -> tuple[float]:
         """Return by how much what is observed fell more than it may; of a trial given up, 0."""

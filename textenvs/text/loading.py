@@ -160,17 +160,23 @@ def _load(name: str) -> PreTrainedTokenizerBase:
     except ImportError:  # which says what to install
         raise
     except Exception as error:  # of files there are as many as there are ways to damage them
-        local = Path(name).is_dir()
-        needs = "" if local else " There is no such folder; a hub id needs a connection or a "
         raise ValueError(
-            f"No tokenizer could be loaded from {name!r}: {damaged(name) if local else ''}"
-            f"{cause_of(error)}{needs}{'' if local else 'cached copy.'} Expected a folder written "
-            "by save_pretrained, or a hub id; what needs code of its own is loaded by "
-            "AutoTokenizer.from_pretrained(..., trust_remote_code=True) and passed as an object."
+            f"No tokenizer could be loaded from {name!r}: {why_not_loaded(name, error)} Expected a "
+            "folder written by save_pretrained, or a hub id; what needs code of its own is loaded "
+            "by AutoTokenizer.from_pretrained(..., trust_remote_code=True) and passed as an object."
         ) from error
 
 
-def damaged(name: str) -> str:
+def why_not_loaded(name: str, error: BaseException) -> str:
+    """Return why a folder or a hub id could not be loaded, as sentences."""
+    if Path(name).is_dir():
+        return _damaged(name) + _cause_of(error)
+    return (
+        f"{_cause_of(error)} There is no such folder; a hub id needs a connection or a cached copy."
+    )
+
+
+def _damaged(name: str) -> str:
     """Return which file of a folder cannot be read, as the beginning of a sentence."""
     from safetensors import safe_open
 
@@ -186,7 +192,7 @@ def damaged(name: str) -> str:
     return ""
 
 
-def cause_of(error: BaseException) -> str:
+def _cause_of(error: BaseException) -> str:
     """Return an error's first line, and its type."""
     lines = str(error).strip().splitlines() or [""]
     text = " ".join(line.strip() for line in lines[:2])[:300].rstrip(". ")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def test_without_errors_there_is_no_number_of_them() -> None:
     assert row["rise/error"] == "+18.0"
     for none in (0.0, None):  # what all earn alike, one example
         run = result("ppo", 0, 1.0, standard_error=none)
-        run.before["standard_error"] = none  # type: ignore[index]
-        (row,) = columns({"ppo": [run]}, None)
+        before = {**run.before, "standard_error": none}
+        (row,) = columns({"ppo": [replace(run, before=before)]}, None)
         assert row["rise/error"] == ""
 
 
