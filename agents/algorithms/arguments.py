@@ -83,13 +83,13 @@ def signed(cls: Any) -> dict[str, inspect.Parameter]:
 
 def own_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return the parameters that ours add to SB3's."""
+    ours = [base for base in reversed(cls.__mro__) if base.__module__.startswith("agents.")]
+    made = [vars(base)["__init__"] for base in ours if "__init__" in vars(base)]
     return {
         name: parameter
-        for base in reversed(cls.__mro__)
-        for name, parameter in inspect.signature(
-            vars(base).get("__init__", object)
-        ).parameters.items()
-        if base.__module__.startswith("agents.") and parameter.kind is parameter.KEYWORD_ONLY
+        for function in made
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
@@ -84,7 +85,9 @@ class KnowsTexts(SavedExactly):
             return
         policy.facts.update(self._facts(engine))
         known = policy.backbone.readable or policy.vocab_size
-        highest = max(int(prompt.max()) for prompt in engine.prompts)
+        prompts, some = engine.prompts, 4096  # at a time: each alone takes as long as a hundred
+        parts = (prompts[i : i + some] for i in range(0, len(prompts), some))
+        highest = max(int(np.concatenate(part).max()) for part in parts)
         if highest >= known:
             raise ValueError(
                 f"The prompts hold the token {found.convert_ids_to_tokens(highest)!r} (id "

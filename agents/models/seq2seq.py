@@ -90,6 +90,8 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         self._longest = {half: _longest(self.model, half)[0] for half in HALVES}
         _tell_of_settings(self.model)
         self.readable = _tokens_of(self.model.get_encoder())
+        decoder = cast("nn.Module", self.model.get_decoder())
+        self._reads_positions = "position_ids" in inspect.signature(decoder.forward).parameters
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.hidden_size = int(self.model.config.get_text_config(decoder=True).hidden_size)
         kind = kind_of(self.model), min(4, max_response)
@@ -266,7 +268,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         self, positions: th.Tensor, decoder: nn.Module
     ) -> tuple[nn.Module, dict[str, th.Tensor]]:
         """Return a decoder with positions of each row's own, and what it takes for that."""
-        if "position_ids" in inspect.signature(decoder.forward).parameters:
+        if self._reads_positions:
             return decoder, {"position_ids": positions}
         children = children_of(decoder)
         layer = children.get("embed_positions")

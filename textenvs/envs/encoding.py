@@ -181,12 +181,14 @@ def encode_task(
     reply: int = _budget("reply_tokens", reply_tokens, REPLY_TOKENS)
     size: int | None = _budget("max_prompt_tokens", max_prompt_tokens, task.max_prompt_tokens)
     rendered = render_prompts(task, codec, examples)
+    encoded = _encoded(codec, rendered)
     if size is None:
         others = _other_splits(task, dataset, fields, split)
-        splits = [rendered, *(render_prompts(task, codec, other) for other in others)]
+        splits = [encoded, *(_encoded(codec, render_prompts(task, codec, o)) for o in others)]
         around = 0 if codec.chat is None else len(codec.encode_reply(codec.chat.between))
-        size = _longest(codec, splits) + (task.max_turns - 1) * (new_tokens + reply + around)
-    starts, prompts = fit_prompts(task, codec, examples, rendered, size, truncate_prompt)
+        longest = max(len(ids) for some in splits for ids in some)
+        size = longest + (task.max_turns - 1) * (new_tokens + reply + around)
+    starts, prompts = fit_prompts(task, codec, examples, rendered, encoded, size, truncate_prompt)
     return EncodedTask(task, codec, split, examples, starts, prompts, size, new_tokens, choices)
 
 
@@ -202,19 +204,19 @@ def _budget(name: str, given: int | None, default: Any) -> Any:
 def _other_splits(
     task: Task, dataset: Any, fields: Mapping[str, str] | None, split: str
 ) -> list[Sequence[Example]]:
-    """Return the examples of every whole split that there is."""
+    """Return the examples of every other whole split that there is."""
     found: list[Sequence[Example]] = []
     for name in splits_of(dataset, split):
+        if name == split:
+            continue
         # A user's task may know fewer splits than there are names.
         with suppress(KeyError, ValueError):
             found.append(load_examples(task, dataset, fields, name))
     return found
 
 
-def _longest(codec: TextCodec, splits: Sequence[Sequence[Prompt]]) -> int:
-    """Return the length of the longest prompt of any split, in tokens."""
-    texts = ([prompt.text for prompt in prompts] for prompts in splits)
-    return max(len(ids) for some in texts for ids in codec.encode_prompts(some))
+def _encoded(codec: TextCodec, prompts: Sequence[Prompt]) -> Sequence[TokenIds]:
+    return codec.encode_prompts([prompt.text for prompt in prompts])
 
 
 def _choice_tokens(task: Task, codec: TextCodec) -> tuple[tuple[int, ...], ...] | None:

@@ -33,6 +33,10 @@ class Prompt(NamedTuple):
     text: str
     said: str
 
+    def shown(self) -> Prompt:
+        """Return it as a person reads it."""
+        return self._replace(text=shown(self.text)) if BREAK in self.text else self
+
 
 def render_prompts(task: Task, codec: TextCodec, examples: Sequence[Example]) -> tuple[Prompt, ...]:
     """Return what to encode; special tokens in examples are broken, those around are not."""
@@ -119,10 +123,11 @@ def fit_prompts(
     codec: TextCodec,
     examples: Sequence[Example],
     rendered: Sequence[Prompt],
+    encoded: Sequence[TokenIds],
     size: int,
     truncate: Side | None,
 ) -> tuple[tuple[Prompt, ...], tuple[TokenIds, ...]]:
-    """Encode every example's rendered prompt; cut or refuse what is over the budget.
+    """Cut or refuse every example's rendered and encoded prompt that is over the budget.
 
     Returns:
         The prompts with their texts as they are shown, and their token ids.
@@ -131,22 +136,21 @@ def fit_prompts(
         ValueError: If a prompt is too long and may not be cut, or is too long without its example.
     """
     texts = [prompt.text for prompt in rendered]
-    prompts = codec.encode_prompts(texts)
     _tell_of_special_tokens(texts)
-    over = [i for i, ids in enumerate(prompts) if len(ids) > size]
+    over = [i for i, ids in enumerate(encoded) if len(ids) > size]
     if over and truncate is None:
-        longest = max(over, key=lambda i: len(prompts[i]))
+        longest = max(over, key=lambda i: len(encoded[i]))
         raise ValueError(
-            f"The prompt of example {longest} is {len(prompts[longest])} tokens long, over "
+            f"The prompt of example {longest} is {len(encoded[longest])} tokens long, over "
             f"max_prompt_tokens={size}: {shown(texts[longest])[:80]!r}... Raise max_prompt_tokens, "
             "or say which side of the example's text to cut off with truncate_prompt='left' or "
             "'right'."
         )
-    fitting = dict(enumerate(zip(rendered, prompts, strict=True)))
+    fitting = dict(enumerate(zip(rendered, encoded, strict=True)))
     for i in over:
         fitting[i] = _cut(task, codec, examples[i], size, truncate or "left")
     return (
-        tuple(prompt._replace(text=shown(prompt.text)) for prompt, _ in fitting.values()),
+        tuple(prompt.shown() for prompt, _ in fitting.values()),
         tuple(ids for _, ids in fitting.values()),
     )
 
