@@ -75,7 +75,16 @@ def test_spread_lengths(compare: Comparison, shape: Shape) -> None:
 def test_encoder_decoder(compare: Comparison, shape: Shape, spread: bool) -> None:
     low, high = shape.lengths if spread else (shape.response, shape.response)
     steps = high + high // 2 if spread else shape.response
-    ours = agent(shape, config=shape.t5_config(), lengths=(low, high), n_steps=steps)
+    ours, fast = (
+        agent(
+            shape,
+            config=shape.t5_config(),
+            lengths=(low, high),
+            n_steps=steps,
+            policy_kwargs=options,
+        )
+        for options in ({}, EVERY_OPTION)
+    )
     peer = generation(
         ours.policy.backbone.model,  # type: ignore[union-attr]
         engine_of(ours.env),
@@ -83,11 +92,12 @@ def test_encoder_decoder(compare: Comparison, shape: Shape, spread: bool) -> Non
         (low, high),
         batches=3 if spread else 1,
     )
-    rates = compare.run({"plain": rollout(ours), "generate": peer}, 5)
+    rates = compare.run({"plain": rollout(ours), "fast": rollout(fast), "generate": peer}, 5)
     what = f"rollout with a T5, {shape.slots} slots, {shape.prompt} + "
-    what += f"{low} to {high} tokens" if spread else f"{high} tokens, equal lengths, fp32"
+    what += f"{low} to {high} tokens" if spread else f"{high} tokens, equal lengths"
     against = "`model.generate` of the same model"
-    compare.row(rates, "plain", "generate", what, against, target=1.3)
+    compare.row(rates, "plain", "generate", f"{what}, fp32", against, target=1.3)
+    compare.row(rates, "fast", "generate", f"{what}, with every option", against, target=1.3)
 
 
 @pytest.mark.benchmark(group="rollout")

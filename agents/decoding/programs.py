@@ -55,8 +55,8 @@ class Programs:
 def _isolated(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with code of its own, which is what compilers remember programs by."""
 
-    def run(*arguments: Any) -> Any:
-        return function(*arguments)
+    def run(*arguments: Any, **named: Any) -> Any:
+        return function(*arguments, **named)
 
     run.__code__ = run.__code__.replace(co_name=f"run_{next(_NAMES)}")
     return run

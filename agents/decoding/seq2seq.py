@@ -7,7 +7,8 @@ of each row (`RowPositions`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -18,10 +19,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
-from agents.compat import without_layers
+from agents.compat import children_of, with_children, without_layers
 from agents.decoding.copies import PREPACK_AFTER, Copies
+from agents.decoding.programs import Programs
 from agents.decoding.tokens import Observation, Scope, Tokens, chunks
 from agents.decoding.weights_version import WeightsVersion
+
+# Compiled steps attend to columns in multiples of this many.
+COLUMNS = 32
 
 
 class EncoderDecoder(Protocol):
@@ -44,7 +49,7 @@ class EncoderDecoder(Protocol):
         positions: th.Tensor | None = None,
         mask: th.Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
-        decoder: nn.Module | None = None,
+        decoder: Callable[..., Any] | None = None,
     ) -> th.Tensor:
         """Return the decoder's last hidden states (n, q, hidden)."""
         ...
@@ -55,56 +60,61 @@ class RowPositions(nn.Module):
 
     Args:
         embedding: The model's own layer, which is given token ids (or their shape) first.
+        count: How many positions there are.
+
+    Attributes:
         positions: (n, q) the positions to embed.
     """
 
-    def __init__(self, embedding: nn.Module, positions: th.Tensor) -> None:
+    positions: th.Tensor
+
+    def __init__(self, embedding: nn.Module, count: int) -> None:
         super().__init__()
         self.embedding = embedding
-        self.positions = positions
+        self._count = count
 
     def forward(self, tokens: Any, *args: Any, **kwargs: Any) -> th.Tensor:
         """Return the embeddings (n, q, hidden)."""
-        count = int(self.positions.max()) + 1
-        first: Any = th.Size((1, count))
+        first: Any = th.Size((1, self._count))
         if isinstance(tokens, th.Tensor):
             # Some layers know padding by its id, and do not count it.
             some = int(getattr(self.embedding, "padding_idx", 0) == 0)
-            first = tokens.new_full((1, count), some)
+            first = tokens.new_full((1, self._count), some)
         table = self.embedding(first)
-        return cast("th.Tensor", table.reshape(count, -1)[self.positions])
+        return cast("th.Tensor", table.reshape(self._count, -1)[self.positions])
 
 
 class _Column(Cache):
-    """The keys and values of all rows, as a step sees them: it adds a column.
+    """The keys and values of all rows, as a step sees them: it writes one of the columns.
 
     Args:
-        keys: Of each layer, (rows, heads, columns, head size).
+        keys: Of each layer, (rows, heads, columns, head size), those to attend to.
         values: Likewise.
-        first: The first column that is read.
-        column: The one that is written.
+        column: Which of them is written: a number, or a tensor (1,) where programs are compiled
+            that would otherwise be those of one column.
     """
 
     def __init__(
-        self, keys: list[th.Tensor], values: list[th.Tensor], first: int, column: int
+        self, keys: list[th.Tensor], values: list[th.Tensor], column: int | th.Tensor
     ) -> None:
         without_layers(self)
-        self._keys, self._values = keys, values
-        self._first, self._column = first, column
+        self._keys, self._values, self._column = keys, values, column
 
     def update(
         self, key_states: th.Tensor, value_states: th.Tensor, layer_idx: int, *args: Any, **kw: Any
     ) -> tuple[th.Tensor, th.Tensor]:
         """Store new keys and values, (rows, heads, 1, head size), and return those to attend to."""
-        seen = slice(self._first, self._column + 1)
-        pairs = ((self._keys, key_states), (self._values, value_states))
-        for held, new in pairs:
-            held[layer_idx][:, :, self._column] = new[:, :, 0]
-        return self._keys[layer_idx][:, :, seen], self._values[layer_idx][:, :, seen]
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        for held, new in ((keys, key_states), (values, value_states)):
+            if isinstance(self._column, int):
+                held[:, :, self._column] = new[:, :, 0]
+            else:
+                held.index_copy_(2, self._column, new)
+        return keys, values
 
-    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
+    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> Any:
         """Return how many columns there were before."""
-        return self._column - self._first
+        return self._column if isinstance(self._column, int) else self._column[0]
 
 
 @dataclass
@@ -188,12 +198,16 @@ class Seq2SeqDecoder:
         head: What makes logits of its hidden states.
         halves: What computes these.
         prefix: The tokens that the decoder reads before a response.
+        longest: The most tokens that the decoder reads, with those.
         prefill_tokens: How many tokens a forward reads that computes prompts.
         autocast: The precision that the decoder computes in. None: the model's own.
+        compiled: Whether `torch.compile` makes a program of each step; on a GPU, too, it is no
+            captured graph.
 
     Attributes:
         head: What makes logits, as steps run it.
         copies: The decoder and the head by copies of their weights.
+        compiled: See above.
     """
 
     def __init__(
@@ -202,13 +216,18 @@ class Seq2SeqDecoder:
         head: nn.Module,
         halves: EncoderDecoder,
         prefix: Sequence[int],
+        longest: int,
         prefill_tokens: int,
         autocast: th.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
         own = cast("nn.Module", model.get_decoder()), head
+        self.compiled = compiled
+        self._programs = Programs()
         self._own = own
-        self.copies = Copies(model, own, autocast)
-        self._trunk, self.head = own
+        self.copies = Copies(model, own, autocast, self._programs.clear)
+        self._longest = longest
+        self._use(*own)
         self._halves = (halves,)  # no copy of a model copies it with this
         self._prefix = np.array(prefix, dtype=np.int64)
         self._prefill_tokens = prefill_tokens
@@ -229,33 +248,58 @@ class Seq2SeqDecoder:
     def clear(self) -> None:
         """Let all memory go."""
         self._memories.clear()
-        self.copies.let_go()
-        self._trunk, self.head = self._own
+        self.copies.let_go(memory=not self.compiled)
+        if not self.compiled:
+            self._use(*self._own)
 
     def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
         """Go on with these of the rollout's rows, in this order."""
         memory = self._memories.pop("rollout", None)
         if memory is not None:
-            with th.inference_mode():
+            with self._no_gradients():
                 memory.keep_rows(rows)
             self._memories["rollout"] = memory
 
-    @th.inference_mode()
     def next_hidden(self, observation: Observation, scope: Scope) -> th.Tensor:
         """Return the hidden state that each row's next token is chosen from, (rows, hidden)."""
         if scope == "predict" and not observation["response_length"].any():
             self._look_closely()
         memory = self._memory(observation, scope)
         memory.steps += 1
-        long = max(memory.steps, self._steps if scope == "rollout" else 0) >= PREPACK_AFTER
-        self._trunk, self.head = self.copies.of(memory.weights) if long else self._own
+        steps = max(memory.steps, self._steps if scope == "rollout" else 0)
+        long = self.compiled or steps >= PREPACK_AFTER
         try:
-            hidden = self._next(memory, observation)
+            with self._no_gradients():
+                self._use(*(self.copies.of(memory.weights) if long else self._own))
+                hidden = self._next(memory, observation)
         except BaseException:  # an interrupt as well: half of what is remembered may be new
             self._memories.pop(scope, None)
             raise
         memory.seen = {key: np.array(values) for key, values in observation.items()}
         return hidden
+
+    def program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function, compiled if this is wanted; see `Programs`."""
+        return self._programs.get(key, function, capture=False) if self.compiled else function
+
+    def _no_gradients(self) -> ExitStack:
+        """Return what leaves gradients out: programs must not be given inference tensors."""
+        with ExitStack() as stack:
+            stack.enter_context(th.inference_mode(not self.compiled))
+            stack.enter_context(th.no_grad())
+            return stack.pop_all()
+
+    def _use(self, trunk: nn.Module, head: nn.Module) -> None:
+        """Run by these modules; positions are embedded row by row where the trunk embeds any."""
+        self.head = head
+        if getattr(self, "_made_of", None) is trunk:
+            return
+        self._made_of, self._trunk, self._positions = trunk, trunk, None
+        children = children_of(trunk)
+        layer = children.get("embed_positions")
+        if layer is not None:  # otherwise it knows distances alone
+            self._positions = RowPositions(layer, self._longest)
+            self._trunk = with_children(trunk, {**children, "embed_positions": self._positions})
 
     def _next(self, memory: _Memory, observation: Observation) -> th.Tensor:
         goes_on = memory.goes_on(observation)
@@ -291,16 +335,12 @@ class Seq2SeqDecoder:
         tokens, starts = _left_padded(self._prefix, observation, rows)
         width = tokens.shape[1]
         columns = np.arange(width)
-        seen = (columns[None, None] <= columns[:, None]) & (columns >= starts[:, None, None])
+        seen = (columns <= columns[:, None]) & (columns >= starts[:, None, None])
+        # Padding, too, sees something: models that attend in float32 make NaN of no key at all.
+        seen |= columns == columns[:, None]
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        hidden = self._halves[0].decode(
-            th.as_tensor(tokens, device=device),
-            encoded,
-            source_lengths,
-            th.as_tensor(np.maximum(0, columns - starts[:, None]), device=device),
-            th.as_tensor(seen[:, None], device=device),
-            cache,
-            self._trunk,
+        hidden = self._decode(
+            tokens, encoded, source_lengths, columns - starts[:, None], seen[:, None], cache
         )
         self._store(memory, rows, cache, lengths)
         memory.starts[rows] = memory.column - width + 1 + starts
@@ -348,27 +388,60 @@ class Seq2SeqDecoder:
         device, every = self._device, np.arange(memory.rows)
         said = observation["response_length"][:, 0]
         tokens = np.where(said > 0, observation["response"][every, said - 1], self._prefix[-1])
-        first = int(memory.starts.min())
-        seen = np.arange(first, memory.column + 1) >= memory.starts[:, None]
+        first, end = int(memory.starts.min()), memory.column + 1
+        column: int | th.Tensor = memory.column - first
+        if self.compiled:
+            first -= first % COLUMNS
+            end = min(memory.capacity, end + -end % COLUMNS)
+            column = th.tensor([memory.column - first], device=device)
+        columns = np.arange(first, end)
+        seen = (columns >= memory.starts[:, None]) & (columns <= memory.column)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        cache.self_attention_cache = cast(
-            "Any", _Column(memory.keys, memory.values, first, memory.column)
+        keys, values = (
+            [layer[:, :, first:end] for layer in held] for held in (memory.keys, memory.values)
         )
+        cache.self_attention_cache = cast("Any", _Column(keys, values, column))
         cache.cross_attention_cache = memory.cross
         cache.is_updated = dict.fromkeys(range(len(memory.keys)), True)
         width = memory.cross.layers[0].keys.shape[2]  # type: ignore[union-attr]
         # Its keys and values are there already: only its shape is asked for.
         encoded = th.empty(1, device=device).expand(memory.rows, width, 1)
-        hidden = self._halves[0].decode(
-            th.as_tensor(tokens[:, None], device=device),
-            encoded,
-            th.as_tensor(memory.sources, device=device),
-            th.as_tensor(memory.column - memory.starts[:, None], device=device),
-            th.as_tensor(seen[:, None, None], device=device),
-            cache,
-            self._trunk,
-        )
+        positions = memory.column - memory.starts[:, None]
+        lengths = th.as_tensor(memory.sources, device=device)
+        seen = seen[:, None, None]
+        program = self.program("step", self._trunk)
+        hidden = self._decode(tokens[:, None], encoded, lengths, positions, seen, cache, program)
         return hidden[:, -1]
+
+    def _decode(
+        self,
+        tokens: Tokens,
+        encoded: th.Tensor,
+        lengths: th.Tensor,
+        positions: Tokens,
+        seen: npt.NDArray[np.bool_],
+        cache: EncoderDecoderCache,
+        decoder: Callable[..., Any] | None = None,
+    ) -> th.Tensor:
+        """Return the hidden states (n, q, hidden) of tokens (n, q) at positions (n, q).
+
+        Args:
+            tokens: The tokens.
+            encoded: What the encoder made of prompts.
+            lengths: (n,) how much of that each row has.
+            positions: Below 0 where there is none.
+            seen: (n, 1, q, k) which keys they see.
+            cache: Where keys and values go and come from.
+            decoder: What computes it. None: the trunk.
+        """
+        read, at, mask = (
+            th.as_tensor(array, device=self._device)
+            for array in (tokens, np.maximum(0, positions), seen)
+        )
+        if self._positions is not None:
+            self._positions.positions = at
+        halves = self._halves[0]
+        return halves.decode(read, encoded, lengths, at, mask, cache, decoder or self._trunk)
 
     @property
     def _device(self) -> th.device:

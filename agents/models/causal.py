@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -88,21 +87,13 @@ class CausalBackbone(HuggingFaceBackbone):
         self.prefill_tokens = prefill_tokens
         # How many tokens the model knows, if the tokenizer has more.
         self._known = rows if (rows := rows_of(self.model)) < vocab_size else None
-        self.compiled = False
         self.linear_head, self.own_masks = True, False
         with th.no_grad():
             first = self.trunk(input_ids=th.zeros(1, 1, dtype=th.long), use_cache=False)
         self.hidden_size = first.shape[-1]
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
         self.capabilities = probe(self, max_tokens)
-        self.compiled = compiled and self.capabilities.compiles is None
-        if compiled and not self.compiled:
-            warnings.warn(
-                f"The steps of {type(self.model).__name__} are not compiled: "
-                f"{self.capabilities.compiles}. They run as they are.",
-                stacklevel=2,
-            )
-        self.finish(autocast, gradient_checkpointing)
+        self.finish(autocast, gradient_checkpointing, compiled)
 
     def longest_prompt(self, response: int) -> float:
         """Return the most tokens of a prompt before a response of some tokens; below 1: none."""
@@ -184,10 +175,6 @@ class CausalBackbone(HuggingFaceBackbone):
             for row, length in zip(*join_tokens(observation), strict=True):
                 self._readable(th.from_numpy(row[:length]))
         return self.decoder.next_hidden(observation, scope)
-
-    def program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function of hidden states as rollouts run it, compiled if that is wanted."""
-        return self.decoder.program(key, function) if self.decodes else function
 
     @property
     def decoder(self) -> Decoder:

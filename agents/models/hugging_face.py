@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
@@ -30,6 +31,10 @@ class RolloutDecoder(Protocol):
     @property
     def head(self) -> Callable[[th.Tensor], Any]:
         """What makes logits of hidden states."""
+        ...
+
+    def program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function, compiled if this is wanted."""
         ...
 
     def start_rollout(self, steps: int) -> None:
@@ -59,6 +64,7 @@ class HuggingFaceBackbone(Backbone):
     Attributes:
         model: The model.
         autocast: The lower precision that it computes in; see `CausalBackbone`.
+        compiled: Whether rollouts run compiled programs.
 
     Raises:
         ValueError: If the model cannot be loaded, or it is an adapter and another one is to be
@@ -95,10 +101,20 @@ class HuggingFaceBackbone(Backbone):
         self.autocast: th.dtype | None = None
         self._checkpointed: list[nn.Module] = []
         self._decoder: RolloutDecoder | None = None
+        self.compiled = False
 
-    def finish(self, autocast: th.dtype | None, gradient_checkpointing: bool) -> None:
-        """Let the model compute as it is wanted."""
+    def finish(
+        self, autocast: th.dtype | None, gradient_checkpointing: bool, compiled: bool
+    ) -> None:
+        """Let the model compute as it is wanted, and warn if its steps cannot be compiled."""
         self.autocast, self._decoder = autocast, None
+        self.compiled = compiled and self.capabilities.compiles is None
+        if compiled and not self.compiled:
+            warnings.warn(
+                f"The steps of {type(self.model).__name__} are not compiled: "
+                f"{self.capabilities.compiles}. They run as they are.",
+                stacklevel=3,
+            )
         if gradient_checkpointing:
             self._checkpointed = checkpoint_layers(self.model)
 
@@ -125,6 +141,10 @@ class HuggingFaceBackbone(Backbone):
     def next_logits(self, hidden: th.Tensor) -> th.Tensor:
         """Return the logits of hidden states, by what rollouts run the head by."""
         return cast("th.Tensor", self.decoder.head(hidden)) if self.decodes else self.logits(hidden)
+
+    def program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of hidden states as rollouts run it, compiled if that is wanted."""
+        return self.decoder.program(key, function) if self.decodes else function
 
     def start_rollout(self, steps: int) -> None:
         """Drop what is remembered, and prepare for a rollout of so many steps."""

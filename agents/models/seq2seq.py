@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 
-from agents.compat import children_of, with_children
 from agents.decoding.layer_masks import window_of
 from agents.decoding.prefix_cache import PREFILL_TOKENS
-from agents.decoding.seq2seq import RowPositions, Seq2SeqDecoder
+from agents.decoding.seq2seq import Seq2SeqDecoder
 from agents.decoding.tokens import Observation, Scope, chunks
 from agents.models.backbone import Capabilities
 from agents.models.hugging_face import HuggingFaceBackbone
@@ -52,6 +51,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         adapter: A LoRA adapter to train instead of the weights; see `agents.models.lora`.
         autocast: The lower precision that encoder and decoder compute in; see `CausalBackbone`.
         gradient_checkpointing: Whether to keep each layer's input only; see `CausalBackbone`.
+        compiled: Whether rollouts run compiled programs; see `Seq2SeqDecoder`.
         prefill_tokens: How many tokens, padding included, a forward reads that computes prompts.
         init_kwargs: Further arguments of `from_pretrained`.
 
@@ -75,6 +75,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         adapter: AdapterSpec | None = None,
         autocast: th.dtype | None = None,
         gradient_checkpointing: bool = False,
+        compiled: bool = False,
         prefill_tokens: int = PREFILL_TOKENS,
         init_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -116,9 +117,9 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         self.capabilities = Capabilities(
             caches=reason,
             packs="each turn is a row of its own",
-            compiles="steps of an encoder-decoder are not compiled",
+            compiles=_why_no_programs(reason, capacity),
         )
-        self.finish(autocast, gradient_checkpointing)
+        self.finish(autocast, gradient_checkpointing, compiled)
 
     def longest_prompt(self, response: int) -> float:
         """Return the most tokens of a prompt; below 1: the response cannot be that long."""
@@ -159,7 +160,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         positions: th.Tensor | None = None,
         mask: th.Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
-        decoder: nn.Module | None = None,
+        decoder: Callable[..., Any] | None = None,
     ) -> th.Tensor:
         """Return the decoder's last hidden states (n, q, hidden).
 
@@ -167,18 +168,19 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
             tokens: (n, q) what it reads.
             memory: (n, width, hidden) what was encoded.
             lengths: (n,) how much of that each row has.
-            positions: (n, q) the tokens' positions. None: from the first on.
+            positions: (n, q) the tokens' positions, for a model that is told them. None: from the
+                first on.
             mask: Boolean (n, 1, q, k), which keys they see. None: all up to themselves.
             cache: Where keys and values go and come from.
-            decoder: What computes it. None: the model's own decoder.
+            decoder: What computes it, and knows positions that no model is told. None: the model's
+                own decoder.
         """
         if mask is not None:
             dtype = self.autocast or self.model.dtype
             mask = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, th.finfo(dtype).min)
         decoder = cast("nn.Module", self.model.get_decoder()) if decoder is None else decoder
-        options: dict[str, th.Tensor] = {}
-        if positions is not None:
-            decoder, options = self._at(positions, decoder)
+        told = positions is not None and self._reads_positions
+        options = {"position_ids": positions} if told else {}
         with self._recomputing(), self._autocasting(tokens.device):
             output = decoder(
                 input_ids=tokens,
@@ -228,7 +230,14 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         """What rollouts run the model by."""
         if self._decoder is None:
             self._decoder = Seq2SeqDecoder(
-                self.model, self.head, self, self.prefix, self.prefill_tokens, self.autocast
+                self.model,
+                self.head,
+                self,
+                self.prefix,
+                len(self.prefix) + self.max_response,
+                self.prefill_tokens,
+                self.autocast,
+                self.compiled,
             )
         return cast("Seq2SeqDecoder", self._decoder)
 
@@ -263,19 +272,6 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         hidden = self.decode(tokens, encoded, sizes)
         last = len(self.prefix) - 1 + count
         return hidden[th.arange(len(rows), device=self.device), last]
-
-    def _at(
-        self, positions: th.Tensor, decoder: nn.Module
-    ) -> tuple[nn.Module, dict[str, th.Tensor]]:
-        """Return a decoder with positions of each row's own, and what it takes for that."""
-        if self._reads_positions:
-            return decoder, {"position_ids": positions}
-        children = children_of(decoder)
-        layer = children.get("embed_positions")
-        if layer is None:  # It knows distances alone.
-            return decoder, {}
-        own = {"embed_positions": RowPositions(layer, positions)}
-        return with_children(decoder, {**children, **own}), {}
 
     def _refuse(self) -> None:
         """Raise a ValueError if a row depends on others, or logits on more than hidden states."""
@@ -333,6 +329,13 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
 def _real(tokens: th.Tensor, lengths: th.Tensor) -> th.Tensor:
     """Return where rows (n, width, ...) are no padding, as 1 and 0."""
     return (th.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()
+
+
+def _why_no_programs(caches: str | None, capacity: float) -> str | None:
+    """Return why steps are not compiled."""
+    if caches is not None:
+        return "only steps that go on from a cache are compiled"
+    return None if capacity == math.inf else "what its experts read depends on the tokens"
 
 
 def _prefix(model: PreTrainedModel) -> Sequence[int]:

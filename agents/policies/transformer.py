@@ -72,9 +72,9 @@ class TransformerPolicy(SavedPolicy):
         autocast: "bfloat16": the trunks compute in it, in rollouts and updates alike, on CPU and
             GPU. Weights, log-probabilities, values and losses stay in float32. None: float32.
         gradient_checkpointing: Whether updates compute the layers twice in order to hold less.
-        compile: Whether `torch.compile` compiles what a rollout does at each step; on a GPU it is
-            captured as a graph. That takes a minute at first, and memory for the longest sequences
-            is held throughout.
+        compile: Whether `torch.compile` compiles what a rollout does at each step; on a GPU that
+            of a causal model is captured as a graph. That takes a minute at first, and memory for
+            a causal model's longest sequences is held throughout.
         head_chunk: How many tokens of an update get their logits at a time, so that no array of
             tokens times vocabulary is held. None: as many as make 2^24 logits.
         optimizer_class: AdamW-like or Adam; `th.optim.Adam` by default.
@@ -201,9 +201,9 @@ class TransformerPolicy(SavedPolicy):
         options: dict[str, Any] = {
             "autocast": None if autocast is None else th.bfloat16,
             "gradient_checkpointing": self._options["gradient_checkpointing"],
+            "compiled": self._options["compile"],
             "adapter": peft_config,
         }
-        compiled = self._options["compile"]
         actor = getattr(self, "backbone", None)
         init_kwargs = dict(self._init_kwargs)
         if actor is not None:  # another model, which is elsewhere
@@ -218,12 +218,7 @@ class TransformerPolicy(SavedPolicy):
         if isinstance(model, (str, Path)) and model != "tiny":
             options["init_kwargs"] = init_kwargs
         if not seq2seq:
-            options |= {"compiled": compiled}
             return CausalBackbone(model, self.vocab_size, sum(budgets), *roles, **options)
-        if compiled:
-            raise ValueError(
-                "compile is for causal models, and this is an encoder-decoder: leave it out."
-            )
         return Seq2SeqBackbone(model, self.vocab_size, *budgets, *roles, **options)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -20,6 +20,8 @@ TABLE, CURVES, PICTURE = "comparison.md", "comparison.csv", "comparison.png"
 # How far on the way from the start to the best of all a reward is that all are asked to reach.
 SHARE = 0.9
 PLACES = 60  # of a curve
+# Bands of more contestants lie on top of each other.
+BANDS = 5
 
 
 def report(
@@ -131,7 +133,10 @@ NOTES = (
 def plot(
     by_algo: Mapping[str, Sequence[Result]], picture: Path, title: str, threshold: float | None
 ) -> None:
-    """Draw held-out rewards over tokens and over seconds, and where the runs ended."""
+    """Draw held-out rewards over tokens and over seconds, and where the runs ended.
+
+    Bands are drawn where there are few contestants.
+    """
     from matplotlib.ticker import EngFormatter
 
     with drawn(picture, 3, figsize=(15, 4.6), width_ratios=(3, 3, 2)) as (figure, axes):
@@ -144,7 +149,7 @@ def plot(
             for axis, index in zip(axes, (0, 1), strict=False):
                 places, middle, low, high = _band(results, index)
                 axis.plot(places, middle, style, color=colour)
-                if len(results) > 1:
+                if len(results) > 1 and len(by_algo) <= BANDS:
                     axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
             final = _final(results)
             axes[2].plot(final, [number] * len(final), "o", color=colour, alpha=0.4)

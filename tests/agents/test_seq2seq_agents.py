@@ -180,11 +180,6 @@ def test_critic_and_reference_are_of_the_actors_kind() -> None:
         agent(kl_coef=0.1, ref_model="tiny").learn(64)
 
 
-def test_compiled_steps_are_for_causal_models_alone() -> None:
-    with pytest.raises(ValueError, match="compile is for causal models"):
-        agent(policy={"compile": True})
-
-
 @pytest.mark.parametrize(("joint", "target"), [(True, 180), (False, 180), (False, 140)])
 def test_marian_with_its_own_tokenizer(joint: bool, target: int, tmp_path: Path) -> None:
     """A folder with pieces of their own for each language, and ids of their own if need be."""

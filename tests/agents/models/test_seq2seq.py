@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from transformers import AutoModelForSeq2SeqLM, BartConfig, GenerationConfig, T5Config
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    T5Config,
+)
 
+from agents.decoding import seq2seq
 from agents.decoding.prepacked import CastProduct, DecodeModel
 from agents.models.layout import Seq2SeqLayout, Turn
 from agents.models.probes import realistic_weights
@@ -21,9 +28,9 @@ from tests.agents.seq2seq import BART, FAMILIES, T5, VOCAB
 PROMPT, RESPONSE = 9, 7
 
 
-def backbone(family: str, **options: Any) -> Seq2SeqBackbone:
+def backbone(family: str | PretrainedConfig, **options: Any) -> Seq2SeqBackbone:
     th.manual_seed(0)
-    config = FAMILIES[family]()
+    config = FAMILIES[family]() if isinstance(family, str) else family
     roles = config.eos_token_id, config.pad_token_id
     made = Seq2SeqBackbone(config, VOCAB, PROMPT, RESPONSE, *roles, **options)
     # T5 does not scale its attention: in float32 it rounds by more than would be seen here.
@@ -94,7 +101,42 @@ def test_cached_is_uncached(family: str) -> None:
             if step == 20:
                 model.keep_rows(np.array([3, 0, 4]))
                 episodes.keep([3, 0, 4])
+            if step == 30:  # as where a rollout begins in the middle of responses
+                model.start_rollout(10)
             episodes.step()
+
+
+@pytest.mark.parametrize(  # distances, and positions
+    ("family", "layers"), [("T5 1.1", "num_decoder_layers"), ("Marian", "decoder_layers")]
+)
+def test_compiled_is_uncached(family: str, layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise, without machine code; few programs, whatever the columns and the weights are."""
+    traced: list[th.fx.GraphModule] = []
+
+    def backend(graph: th.fx.GraphModule, _: list[th.Tensor]) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    compiler = th.compile
+    monkeypatch.setattr(seq2seq, "COLUMNS", 4)
+    monkeypatch.setattr(
+        th, "compile", lambda function, **kwargs: compiler(function, backend=backend, dynamic=None)
+    )
+    config = FAMILIES[family]()
+    setattr(config, layers, 1)
+    model = backbone(config, compiled=True)
+    assert model.compiled and model.capabilities.compiles is None
+    episodes = Episodes(model)
+    with realistic_weights(model.model), th.no_grad():
+        for scale in (1.0, 1.1):
+            for parameter in model.parameters():
+                parameter.mul_(scale)
+            model.start_rollout(25)
+            for _ in range(25):
+                hidden = model.next_hidden(episodes.observation)
+                close(hidden, model.last_hidden(episodes.observation))
+                episodes.step()
+    assert 1 <= len(traced) <= 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
