@@ -198,7 +198,7 @@ class Seq2SeqDecoder:
         head: What makes logits of its hidden states.
         halves: What computes these.
         prefix: The tokens that the decoder reads before a response.
-        longest: The most tokens that the decoder reads, with those.
+        longest: The most tokens that the decoder reads, with those, as far as is known.
         prefill_tokens: How many tokens a forward reads that computes prompts.
         autocast: The precision that the decoder computes in. None: the model's own.
         compiled: Whether `torch.compile` makes a program of each step; on a GPU, too, it is no
@@ -227,6 +227,7 @@ class Seq2SeqDecoder:
         self._own = own
         self.copies = Copies(model, own, autocast, self._programs.clear)
         self._longest = longest
+        self._placed: nn.Module | None = None
         self._use(*own)
         self._halves = (halves,)  # no copy of a model copies it with this
         self._prefix = np.array(prefix, dtype=np.int64)
@@ -292,9 +293,9 @@ class Seq2SeqDecoder:
     def _use(self, trunk: nn.Module, head: nn.Module) -> None:
         """Run by these modules; positions are embedded row by row where the trunk embeds any."""
         self.head = head
-        if getattr(self, "_made_of", None) is trunk:
+        if self._placed is trunk:
             return
-        self._made_of, self._trunk, self._positions = trunk, trunk, None
+        self._placed, self._trunk, self._positions = trunk, trunk, None
         children = children_of(trunk)
         layer = children.get("embed_positions")
         if layer is not None:  # otherwise it knows distances alone
@@ -358,10 +359,9 @@ class Seq2SeqDecoder:
         own, cross = (part.layers for part in caches)
         if not memory.keys:
             for layer in own:
-                keys = layer.keys
-                shape = (memory.rows, keys.shape[1], memory.capacity, keys.shape[3])
-                memory.keys.append(keys.new_zeros(shape))
-                memory.values.append(keys.new_zeros(shape))
+                for held, new in ((memory.keys, layer.keys), (memory.values, layer.values)):
+                    shape = (memory.rows, new.shape[1], memory.capacity, new.shape[3])
+                    held.append(new.new_zeros(shape))
         where = th.as_tensor(rows, device=self._device)
         for i, layer in enumerate(own):
             for held, added in ((memory.keys, layer.keys), (memory.values, layer.values)):
@@ -456,6 +456,9 @@ class Seq2SeqDecoder:
         """Return the memory at hand, or a new one if it is of other rows, budgets or weights."""
         rows, budget = observation["response"].shape
         longest = len(self._prefix) + budget
+        if longest > self._longest:  # than in training
+            self._longest, self._placed = longest, None
+            self._programs.clear()
         version = self._weights_version()
         memory = self._memories.get(scope)
         if memory is not None and memory.weights != version:

@@ -116,6 +116,27 @@ def test_generate() -> None:
     assert trained.generate(prompts, max_new_tokens=9, deterministic=True, batch_size=1) == said
 
 
+def test_compiled_rollouts_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without machine code; slots end, leave the batch, and are predicted for in between."""
+    compiler = th.compile
+    monkeypatch.setattr(
+        th, "compile", lambda function, **options: compiler(function, backend="eager", **options)
+    )
+    actions = []
+    for compile in (False, True):
+        compiled = agent("BART", cls=GRPO, policy={"compile": compile})
+        assert compiled.policy.backbone.compiled == compile
+        compiled.learn(1)
+        actions.append(compiled.rollout_buffer.actions)
+    assert np.array_equal(*actions)
+    observations = {name: values[:3] for name, values in compiled.env.reset().items()}
+    for _ in range(2):
+        said = [compiled.policy.predict(observations, deterministic=True)[0] for _ in range(2)]
+        assert np.array_equal(*said)
+        compiled.learn(16, reset_num_timesteps=False)
+        assert compiled.logger.name_to_value["train/first_ratio_error"] < 1e-5
+
+
 @pytest.mark.parametrize("name", ["T5", "mBART"])
 @pytest.mark.parametrize("value_model", [None, "copy"])
 def test_a_saved_agent_goes_on_exactly(value_model: str | None, name: str, tmp_path: Path) -> None:

@@ -183,10 +183,11 @@ def encode_task(
     rendered = render_prompts(task, codec, examples)
     encoded = _encoded(codec, rendered)
     if size is None:
-        others = _other_splits(task, dataset, fields, split)
-        splits = [encoded, *(_encoded(codec, render_prompts(task, codec, o)) for o in others)]
+        longest = max(map(len, encoded))
+        for other in _other_splits(task, dataset, fields, split):
+            others = _encoded(codec, render_prompts(task, codec, other))
+            longest = max(longest, *map(len, others))
         around = 0 if codec.chat is None else len(codec.encode_reply(codec.chat.between))
-        longest = max(len(ids) for some in splits for ids in some)
         size = longest + (task.max_turns - 1) * (new_tokens + reply + around)
     starts, prompts = fit_prompts(task, codec, examples, rendered, encoded, size, truncate_prompt)
     return EncodedTask(task, codec, split, examples, starts, prompts, size, new_tokens, choices)

@@ -41,13 +41,13 @@ def backbone(family: str | PretrainedConfig, **options: Any) -> Seq2SeqBackbone:
 class Episodes:
     """Rows of random prompts and responses, which end at times of their own."""
 
-    def __init__(self, model: Seq2SeqBackbone, rows: int = 5) -> None:
+    def __init__(self, model: Seq2SeqBackbone, rows: int = 5, budget: int = RESPONSE) -> None:
         self.random = np.random.default_rng(1)
         self.words = [t for t in range(3, VOCAB - 2) if t not in model.never_said]
         self.observation = {
             "prompt": np.zeros((rows, PROMPT), dtype=np.int64),
             "prompt_length": np.ones((rows, 1), dtype=np.int64),
-            "response": np.zeros((rows, RESPONSE), dtype=np.int64),
+            "response": np.zeros((rows, budget), dtype=np.int64),
             "response_length": np.zeros((rows, 1), dtype=np.int64),
         }
         for row in range(rows):
@@ -62,7 +62,7 @@ class Episodes:
 
     def step(self) -> None:
         for row, said in enumerate(self.observation["response_length"][:, 0]):
-            if said == RESPONSE - 1 or self.random.random() < 0.2:
+            if said == self.observation["response"].shape[1] - 1 or self.random.random() < 0.2:
                 self.begin(row)
             else:
                 self.observation["response"][row, said] = self.random.choice(self.words)
@@ -120,7 +120,7 @@ def test_compiled_is_uncached(family: str, layers: str, monkeypatch: pytest.Monk
     compiler = th.compile
     monkeypatch.setattr(seq2seq, "COLUMNS", 4)
     monkeypatch.setattr(
-        th, "compile", lambda function, **kwargs: compiler(function, backend=backend, dynamic=None)
+        th, "compile", lambda function, **kwargs: compiler(function, backend=backend, **kwargs)
     )
     config = FAMILIES[family]()
     setattr(config, layers, 1)
@@ -137,6 +137,27 @@ def test_compiled_is_uncached(family: str, layers: str, monkeypatch: pytest.Monk
                 close(hidden, model.last_hidden(episodes.observation))
                 episodes.step()
     assert 1 <= len(traced) <= 4
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_responses_may_be_longer_than_in_training(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(th, "compile", lambda function, **_: function)
+    model = backbone("Marian", compiled=compiled)
+    with realistic_weights(model.model), th.no_grad():
+        for budget in (RESPONSE, 4 * RESPONSE):
+            episodes = Episodes(model, 3, budget)
+            for _ in range(4 * RESPONSE):
+                hidden = model.next_hidden(episodes.observation, "predict")
+                close(hidden, model.last_hidden(episodes.observation))
+                episodes.step()
+
+
+def test_experts_are_not_compiled() -> None:
+    with pytest.warns(UserWarning, match="are not compiled: what its experts read"):
+        model = backbone("Switch", compiled=True)
+    assert not model.compiled
 
 
 @pytest.mark.parametrize("family", FAMILIES)
