@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -17,9 +16,10 @@ import numpy.typing as npt
 import torch as th
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from agents.compat import children_of, with_children, without_layers
+from agents.compat import children_of, with_children
+from agents.decoding.columns import ColumnCache, RowMemory
 from agents.decoding.copies import PREPACK_AFTER, Copies
 from agents.decoding.programs import Programs
 from agents.decoding.tokens import Observation, Scope, Tokens, chunks
@@ -84,112 +84,6 @@ class RowPositions(nn.Module):
         return cast("th.Tensor", table.reshape(self._count, -1)[self.positions])
 
 
-class _Column(Cache):
-    """The keys and values of all rows, as a step sees them: it writes one of the columns.
-
-    Args:
-        keys: Of each layer, (rows, heads, columns, head size), those to attend to.
-        values: Likewise.
-        column: Which of them is written: a number, or a tensor (1,) where programs are compiled
-            that would otherwise be those of one column.
-    """
-
-    def __init__(
-        self, keys: list[th.Tensor], values: list[th.Tensor], column: int | th.Tensor
-    ) -> None:
-        without_layers(self)
-        self._keys, self._values, self._column = keys, values, column
-
-    def update(
-        self, key_states: th.Tensor, value_states: th.Tensor, layer_idx: int, *args: Any, **kw: Any
-    ) -> tuple[th.Tensor, th.Tensor]:
-        """Store new keys and values, (rows, heads, 1, head size), and return those to attend to."""
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        for held, new in ((keys, key_states), (values, value_states)):
-            if isinstance(self._column, int):
-                held[:, :, self._column] = new[:, :, 0]
-            else:
-                held.index_copy_(2, self._column, new)
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> Any:
-        """Return how many columns there were before."""
-        return self._column if isinstance(self._column, int) else self._column[0]
-
-
-@dataclass
-class _Memory:
-    """What is remembered of rows.
-
-    Args:
-        weights: The version of the weights that it is of.
-        rows: How many there are.
-        longest: The most tokens that a row reads.
-        column: The last one that was written.
-        starts: (rows,) the column of each row's first token.
-        sources: (rows,) how many prompt tokens were encoded.
-        steps: How many steps there have been.
-        keys: Of the decoder's own tokens, by layer.
-        values: Likewise.
-        cross: Keys and values of what was encoded, (rows, heads, width, head size) each.
-        seen: The last observation.
-    """
-
-    weights: object
-    rows: int
-    longest: int
-    column: int
-    starts: Tokens
-    sources: Tokens
-    steps: int = 0
-    keys: list[th.Tensor] = field(default_factory=list)
-    values: list[th.Tensor] = field(default_factory=list)
-    cross: DynamicCache = field(default_factory=DynamicCache)
-    seen: dict[str, Tokens] = field(default_factory=dict)
-
-    @property
-    def capacity(self) -> int:
-        """How many columns there are."""
-        return 2 * self.longest + 1
-
-    def goes_on(self, observation: Observation) -> npt.NDArray[np.bool_]:
-        """Return which rows (rows,) have the same prompt, and one token more, than before."""
-        # The budget is that of the memory; prompts may be padded to another width.
-        if not self.seen or self.seen["prompt"].shape != observation["prompt"].shape:
-            return np.zeros(self.rows, dtype=np.bool_)
-        before, lengths = self.seen["response"], self.seen["response_length"]
-        kept = np.arange(before.shape[1]) < lengths
-        same = (observation["response_length"] == lengths + 1)[:, 0]
-        same &= ((observation["response"] == before) | ~kept).all(axis=1)
-        for key in ("prompt", "prompt_length"):
-            same &= (observation[key] == self.seen[key]).all(axis=1)
-        return cast("npt.NDArray[np.bool_]", same)
-
-    def advance(self) -> None:
-        """Go to the next column; the last ones are moved to the front if none is left."""
-        self.column += 1
-        if self.column < self.capacity:
-            return
-        longest = self.longest
-        by = self.column - longest
-        for layer in (*self.keys, *self.values):
-            layer[:, :, :longest] = layer[:, :, by : self.column].clone()
-        self.column, self.starts = longest, self.starts - by
-
-    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
-        """Keep these rows alone, in this order."""
-        index = th.as_tensor(rows)
-        for layers in (self.keys, self.values):
-            layers[:] = [layer[index.to(layer.device)] for layer in layers]
-        for layer in self.cross.layers:
-            held = cast("Any", layer)
-            held.keys, held.values = (
-                part[index.to(part.device)] for part in (held.keys, held.values)
-            )
-        self.rows, self.starts, self.sources = len(rows), self.starts[rows], self.sources[rows]
-        self.seen = {name: array[rows] for name, array in self.seen.items()}
-
-
 class Seq2SeqDecoder:
     """Runs an encoder-decoder for rollouts and predictions.
 
@@ -233,7 +127,7 @@ class Seq2SeqDecoder:
         self._prefix = np.array(prefix, dtype=np.int64)
         self._prefill_tokens = prefill_tokens
         self._weights_version = WeightsVersion(model)
-        self._memories: dict[Scope, _Memory] = {}
+        self._memories: dict[Scope, RowMemory] = {}
         self._steps = 0
 
     def __reduce__(self) -> Any:
@@ -302,7 +196,7 @@ class Seq2SeqDecoder:
             self._positions = RowPositions(layer, self._longest)
             self._trunk = with_children(trunk, {**children, "embed_positions": self._positions})
 
-    def _next(self, memory: _Memory, observation: Observation) -> th.Tensor:
+    def _next(self, memory: RowMemory, observation: Observation) -> th.Tensor:
         goes_on = memory.goes_on(observation)
         memory.advance()
         new = np.flatnonzero(~goes_on)
@@ -315,7 +209,7 @@ class Seq2SeqDecoder:
         return hidden
 
     def _fill(
-        self, memory: _Memory, observation: Observation, rows: npt.NDArray[np.intp]
+        self, memory: RowMemory, observation: Observation, rows: npt.NDArray[np.intp]
     ) -> th.Tensor:
         """Encode prompts, and read what was said to them; return the last hidden states."""
         sizes = observation["prompt_length"][rows, 0] + memory.longest
@@ -326,7 +220,7 @@ class Seq2SeqDecoder:
         return th.stack([found[i] for i in range(len(rows))])
 
     def _fill_some(
-        self, memory: _Memory, observation: Observation, rows: npt.NDArray[np.intp]
+        self, memory: RowMemory, observation: Observation, rows: npt.NDArray[np.intp]
     ) -> th.Tensor:
         device = self._device
         prompts, lengths = observation["prompt"][rows], observation["prompt_length"][rows, 0]
@@ -343,47 +237,11 @@ class Seq2SeqDecoder:
         hidden = self._decode(
             tokens, encoded, source_lengths, columns - starts[:, None], seen[:, None], cache
         )
-        self._store(memory, rows, cache, lengths)
+        memory.store(rows, cache, lengths)
         memory.starts[rows] = memory.column - width + 1 + starts
         return hidden[:, -1]
 
-    def _store(
-        self,
-        memory: _Memory,
-        rows: npt.NDArray[np.intp],
-        cache: EncoderDecoderCache,
-        lengths: Tokens,
-    ) -> None:
-        """Take over the keys and values of some rows."""
-        caches = cast("Any", (cache.self_attention_cache, cache.cross_attention_cache))
-        own, cross = (part.layers for part in caches)
-        if not memory.keys:
-            for layer in own:
-                for held, new in ((memory.keys, layer.keys), (memory.values, layer.values)):
-                    shape = (memory.rows, new.shape[1], memory.capacity, new.shape[3])
-                    held.append(new.new_zeros(shape))
-        where = th.as_tensor(rows, device=self._device)
-        for i, layer in enumerate(own):
-            for held, added in ((memory.keys, layer.keys), (memory.values, layer.values)):
-                at = slice(memory.column + 1 - added.shape[2], memory.column + 1)
-                held[i][where, :, at] = added
-        width = int(lengths.max())
-        for i, layer in enumerate(cross):
-            keys, values = layer.keys, layer.values
-            if len(memory.cross.layers) <= i:
-                empty = keys.new_zeros(memory.rows, keys.shape[1], 0, keys.shape[3])
-                memory.cross.update(empty, empty.clone(), i)
-            held_layer = cast("Any", memory.cross.layers[i])
-            for name, new in (("keys", keys), ("values", values)):
-                held_part = getattr(held_layer, name)
-                if held_part.shape[2] < width:
-                    more = (*held_part.shape[:2], width - held_part.shape[2], held_part.shape[3])
-                    held_part = th.cat([held_part, held_part.new_zeros(more)], dim=2)
-                    setattr(held_layer, name, held_part)
-                held_part[where, :, :width] = new
-        memory.sources[rows] = lengths
-
-    def _step(self, memory: _Memory, observation: Observation) -> th.Tensor:
+    def _step(self, memory: RowMemory, observation: Observation) -> th.Tensor:
         """Read each row's last token, and return the hidden states."""
         device, every = self._device, np.arange(memory.rows)
         said = observation["response_length"][:, 0]
@@ -400,7 +258,7 @@ class Seq2SeqDecoder:
         keys, values = (
             [layer[:, :, first:end] for layer in held] for held in (memory.keys, memory.values)
         )
-        cache.self_attention_cache = cast("Any", _Column(keys, values, column))
+        cache.self_attention_cache = cast("Any", ColumnCache(keys, values, column))
         cache.cross_attention_cache = memory.cross
         cache.is_updated = dict.fromkeys(range(len(memory.keys)), True)
         width = memory.cross.layers[0].keys.shape[2]  # type: ignore[union-attr]
@@ -452,7 +310,7 @@ class Seq2SeqDecoder:
         if self._weights_version.missed_a_change():
             self.clear()
 
-    def _memory(self, observation: Observation, scope: Scope) -> _Memory:
+    def _memory(self, observation: Observation, scope: Scope) -> RowMemory:
         """Return the memory at hand, or a new one if it is of other rows, budgets or weights."""
         rows, budget = observation["response"].shape
         longest = len(self._prefix) + budget
@@ -467,7 +325,7 @@ class Seq2SeqDecoder:
         if memory is None or (memory.rows, memory.longest) != (rows, longest):
             start = longest - 1  # what the first rows have said already comes before
             starts, sources = np.full(rows, start), np.zeros(rows, dtype=np.int64)
-            memory = _Memory(version, rows, longest, start, starts, sources)
+            memory = RowMemory(version, rows, longest, start, starts, sources)
             self._memories[scope] = memory
         return memory
 
