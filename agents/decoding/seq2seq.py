@@ -8,7 +8,6 @@ of each row (`RowPositions`).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -151,7 +150,7 @@ class Seq2SeqDecoder:
         """Go on with these of the rollout's rows, in this order."""
         memory = self._memories.pop("rollout", None)
         if memory is not None:
-            with self._no_gradients():
+            with th.inference_mode(not self.compiled), th.no_grad():
                 memory.keep_rows(rows)
             self._memories["rollout"] = memory
 
@@ -164,7 +163,7 @@ class Seq2SeqDecoder:
         steps = max(memory.steps, self._steps if scope == "rollout" else 0)
         long = self.compiled or steps >= PREPACK_AFTER
         try:
-            with self._no_gradients():
+            with th.inference_mode(not self.compiled), th.no_grad():
                 self._use(*(self.copies.of(memory.weights) if long else self._own))
                 hidden = self._next(memory, observation)
         except BaseException:  # an interrupt as well: half of what is remembered may be new
@@ -176,13 +175,6 @@ class Seq2SeqDecoder:
     def program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function, compiled if this is wanted; see `Programs`."""
         return self._programs.get(key, function, capture=False) if self.compiled else function
-
-    def _no_gradients(self) -> ExitStack:
-        """Return what leaves gradients out: programs must not be given inference tensors."""
-        with ExitStack() as stack:
-            stack.enter_context(th.inference_mode(not self.compiled))
-            stack.enter_context(th.no_grad())
-            return stack.pop_all()
 
     def _use(self, trunk: nn.Module, head: nn.Module) -> None:
         """Run by these modules; positions are embedded row by row where the trunk embeds any."""

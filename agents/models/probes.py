@@ -32,6 +32,8 @@ GAIN = 1.5
 # tried: less than what it reads then.
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 SHORT = 2
+# Why what is not cached is not compiled.
+NO_STEPS = "only steps that go on from a cache are compiled"
 # What has been found out, by kind of model.
 _TRIED: dict[Hashable, Tried] = {}
 
@@ -203,7 +205,7 @@ def why_no_cache(backbone: Probed) -> str | None:
 def why_no_programs(backbone: Probed, caches: str | None, own_masks: bool) -> str | None:
     """Return why the steps of a model are not compiled."""
     if caches is not None:
-        return "only steps that go on from a cache are compiled"
+        return NO_STEPS
     if keeps_states(backbone.model.config.get_text_config()):
         return "its layers remember states"
     return "it makes its masks itself" if own_masks else None

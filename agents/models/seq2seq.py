@@ -27,7 +27,7 @@ from agents.models.layout import Seq2SeqLayout, SequenceBatch
 from agents.models.loading import ModelSpec, longest_sequence, rows_of
 from agents.models.lora import AdapterSpec
 from agents.models.output import WholeHead
-from agents.models.probes import kind_of, realistic_weights, two_tokens, why_not
+from agents.models.probes import NO_STEPS, kind_of, realistic_weights, two_tokens, why_not
 
 HALVES = ("encoder", "decoder")
 # Why models cannot go on from keys and values, or None, by their kind, once they were tried.
@@ -334,7 +334,7 @@ def _real(tokens: th.Tensor, lengths: th.Tensor) -> th.Tensor:
 def _why_no_programs(caches: str | None, capacity: float) -> str | None:
     """Return why steps are not compiled."""
     if caches is not None:
-        return "only steps that go on from a cache are compiled"
+        return NO_STEPS
     return None if capacity == math.inf else "what its experts read depends on the tokens"
 
 

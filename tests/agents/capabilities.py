@@ -11,11 +11,12 @@ import transformers
 
 from agents.models.backbone import Capabilities
 from agents.models.lora import Adapter
+from agents.models.probes import NO_STEPS
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 TESTED = transformers.__version__.startswith("5.23.")
 # What follows from a "no" before.
-FOLLOWS = ("it does not pack", "only steps that go on from a cache are compiled")
+FOLLOWS = ("it does not pack", NO_STEPS)
 DONE = {"caches": "cached", "packs": "packed", "shares": "shared", "compiles": "compiled"}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 from transformers import GPT2Config, LlamaConfig
@@ -115,3 +116,15 @@ def ragged(rows: list[list[int]]) -> dict[str, npt.NDArray[np.int64]]:
         "response": np.zeros((len(rows), 1), dtype=np.int64),
         "response_length": np.zeros((len(rows), 1), dtype=np.int64),
     }
+
+
+def compiled_by(backend: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Compile by a backend of `torch.compile`, and note what is compiled."""
+    compiler, functions = th.compile, []
+
+    def compile(function: Any, options: dict[str, Any], **kwargs: Any) -> Any:
+        functions.append(function)
+        return compiler(function, options=options, backend=backend, **kwargs)
+
+    monkeypatch.setattr(th, "compile", compile)
+    return functions

@@ -21,6 +21,7 @@ from transformers import (
 from agents import A2C, GRPO, NLPO, PPO, ExpertIteration, evaluate_model, evaluate_split, warm_start
 from agents.models.seq2seq import Seq2SeqBackbone
 from tests.agents.agents import same, weights
+from tests.agents.helpers import compiled_by
 from tests.agents.policies.test_card import run_code
 from tests.agents.seq2seq import BART, T5, forcing
 from tests.agents.training.test_imitation import WORDS, Spell
@@ -118,10 +119,7 @@ def test_generate() -> None:
 
 def test_compiled_rollouts_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without machine code; slots end, leave the batch, and are predicted for in between."""
-    compiler = th.compile
-    monkeypatch.setattr(
-        th, "compile", lambda function, **options: compiler(function, backend="eager", **options)
-    )
+    compiled_by("eager", monkeypatch)
     actions = []
     for compile in (False, True):
         compiled = agent("T5", cls=GRPO, policy={"compile": compile})

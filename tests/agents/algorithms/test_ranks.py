@@ -475,7 +475,7 @@ def test_one_process_makes_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The command line under torchrun.
 
-QUICK = "--num-envs 4 --n-steps 8 --batch-size 16 --timesteps 192 --warm-start 0 --eval-examples 4"
+QUICK = "--num-envs 4 --n-steps 8 --batch-size 16 --timesteps 256 --warm-start 0 --eval-examples 4"
 QUICK += " --max-new-tokens 8 --device cpu --no-progress --checkpoint-freq 64 --kl-target 3"
 
 
@@ -511,8 +511,8 @@ def test_torchrun_leaves_one_run_folder(run: tuple[Path, Any]) -> None:
     assert {"agent.zip", "model", "summary.json", "learning_curve.png"} <= names
     assert "checkpoint.zip" not in names and not [name for name in names if name[0] == "."]
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["timesteps"], summary["processes"]) == (192, RANKS)
-    assert [row["time/total_timesteps"] for row in log(folder)] == ["64", "128", "192"]
+    assert (summary["timesteps"], summary["processes"]) == (256, RANKS)
+    assert [row["time/total_timesteps"] for row in log(folder)] == ["64", "128", "192", "256"]
 
 
 def command_line(stop_after: int, *arguments: str) -> int | str | None:
@@ -547,4 +547,4 @@ def test_resumed_run_is_the_whole_one(run: tuple[Path, Any], tmp_path: Path) -> 
         [{k: v for k, v in row.items() if k[:5] != "time/"} for row in log(folder)]
         for folder in (whole, resumed)
     ]
-    assert figures[0] == figures[1] and len(figures[0]) == 3
+    assert figures[0] == figures[1] and len(figures[0]) == 4

@@ -25,7 +25,7 @@ from agents.decoding.prepacked import (
     fastest_product,
 )
 from agents.models.causal import CausalBackbone
-from tests.agents.helpers import FEW, VOCAB, gpt2, llama, policy_for, ragged, vec_env
+from tests.agents.helpers import FEW, VOCAB, compiled_by, gpt2, llama, policy_for, ragged, vec_env
 from tests.agents.helpers import roll_out as play
 from tests.agents.models.test_causal import opt
 
@@ -291,18 +291,6 @@ def test_layouts_are_let_go() -> None:
     assert len(prepacked._PREPACKED) == before
 
 
-def compiled_by(backend: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Compile by a backend, and note what is compiled."""
-    compiler, functions = th.compile, []
-
-    def compile(function: Any, options: dict[str, Any], **kwargs: Any) -> Any:
-        functions.append(function)
-        return compiler(function, options=options, backend=backend, **kwargs)
-
-    monkeypatch.setattr(th, "compile", compile)
-    return functions
-
-
 @pytest.mark.parametrize("config", [llama])
 def test_compiled_rollout_is_the_plain_one(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same tokens and values, over resets, several weights, and two policies side by side.
@@ -321,7 +309,7 @@ def test_compiled_rollout_is_the_plain_one(config: Any, monkeypatch: pytest.Monk
         for policy in policies:
             for parameter in policy.backbone.parameters():
                 parameter.mul_(scale)
-        compiled, plain = (play(policy, env, 25) for policy in policies)
+        compiled, plain = (play(policy, env, 40) for policy in policies)
         assert np.array_equal(compiled.actions, plain.actions)
         assert np.abs(compiled.log_probs - plain.log_probs).max() < 1e-5
         assert np.abs(compiled.values - plain.values).max() < 1e-5

@@ -23,6 +23,7 @@ from agents.models.layout import Seq2SeqLayout, Turn
 from agents.models.probes import realistic_weights
 from agents.models.seq2seq import Seq2SeqBackbone
 from tests.agents.capabilities import DOCS, TESTED, row_of, takes_an_adapter
+from tests.agents.helpers import compiled_by
 from tests.agents.seq2seq import BART, FAMILIES, T5, VOCAB
 
 PROMPT, RESPONSE = 9, 7
@@ -114,11 +115,8 @@ def test_compiled_is_uncached(monkeypatch: pytest.MonkeyPatch) -> None:
         traced.append(graph)
         return graph.forward
 
-    compiler = th.compile
     monkeypatch.setattr(seq2seq, "COLUMNS", 4)
-    monkeypatch.setattr(
-        th, "compile", lambda function, **kwargs: compiler(function, backend=backend, **kwargs)
-    )
+    compiled_by(backend, monkeypatch)
     config = FAMILIES["Marian"]()
     config.decoder_layers = 1
     model = backbone(config, compiled=True)
