@@ -87,6 +87,19 @@ def smaller_model() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_collection_with_each_training() -> Iterator[None]:
+    """Let `Trainer` not look for garbage before each training: all of the tests' would be there."""
+    if "agents" not in sys.modules:
+        yield
+        return
+    from accelerate.utils import memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "clear_device_cache", lambda garbage_collection=False: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def hf_tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a tokenizer like GPT-2's: byte-level BPE whose only special token is EOS."""

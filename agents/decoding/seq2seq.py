@@ -7,7 +7,7 @@ of each row (`RowPositions`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -19,10 +19,8 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from agents.compat import children_of, with_children
 from agents.decoding.columns import ColumnCache, RowMemory
-from agents.decoding.copies import PREPACK_AFTER, Copies
-from agents.decoding.programs import Programs
+from agents.decoding.step_decoder import StepDecoder
 from agents.decoding.tokens import Observation, Scope, Tokens, chunks
-from agents.decoding.weights_version import WeightsVersion
 
 # Compiled steps attend to columns in multiples of this many.
 COLUMNS = 32
@@ -83,7 +81,7 @@ class RowPositions(nn.Module):
         return cast("th.Tensor", table.reshape(self._count, -1)[self.positions])
 
 
-class Seq2SeqDecoder:
+class Seq2SeqDecoder(StepDecoder[RowMemory]):
     """Runs an encoder-decoder for rollouts and predictions.
 
     Args:
@@ -96,11 +94,6 @@ class Seq2SeqDecoder:
         autocast: The precision that the decoder computes in. None: the model's own.
         compiled: Whether `torch.compile` makes a program of each step; on a GPU, too, it is no
             captured graph.
-
-    Attributes:
-        head: What makes logits, as steps run it.
-        copies: The decoder and the head by copies of their weights.
-        compiled: See above.
     """
 
     def __init__(
@@ -115,80 +108,33 @@ class Seq2SeqDecoder:
         compiled: bool = False,
     ) -> None:
         own = cast("nn.Module", model.get_decoder()), head
-        self.compiled = compiled
-        self._programs = Programs()
-        self._own = own
-        self.copies = Copies(model, own, autocast, self._programs.clear)
+        super().__init__(model, own, autocast, compiled)
         self._longest = longest
         self._placed: nn.Module | None = None
-        self._use(*own)
         self._halves = (halves,)  # no copy of a model copies it with this
         self._prefix = np.array(prefix, dtype=np.int64)
         self._prefill_tokens = prefill_tokens
-        self._weights_version = WeightsVersion(model)
-        self._memories: dict[Scope, RowMemory] = {}
-        self._steps = 0
-
-    def __reduce__(self) -> Any:
-        """Give a copy of a model no decoder: it makes its own."""
-        return type(None), ()
-
-    def start_rollout(self, steps: int) -> None:
-        """Drop what is remembered, and prepare for a rollout of so many steps."""
-        self.clear()
-        self._steps = steps
-        self._look_closely()
-
-    def clear(self) -> None:
-        """Let all memory go."""
-        self._memories.clear()
-        self.copies.let_go(memory=not self.compiled)
-        if not self.compiled:
-            self._use(*self._own)
-
-    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
-        """Go on with these of the rollout's rows, in this order."""
-        memory = self._memories.pop("rollout", None)
-        if memory is not None:
-            with th.inference_mode(not self.compiled), th.no_grad():
-                memory.keep_rows(rows)
-            self._memories["rollout"] = memory
-
-    def next_hidden(self, observation: Observation, scope: Scope) -> th.Tensor:
-        """Return the hidden state that each row's next token is chosen from, (rows, hidden)."""
-        if scope == "predict" and not observation["response_length"].any():
-            self._look_closely()
-        memory = self._memory(observation, scope)
-        memory.steps += 1
-        steps = max(memory.steps, self._steps if scope == "rollout" else 0)
-        long = self.compiled or steps >= PREPACK_AFTER
-        try:
-            with th.inference_mode(not self.compiled), th.no_grad():
-                self._use(*(self.copies.of(memory.weights) if long else self._own))
-                hidden = self._next(memory, observation)
-        except BaseException:  # an interrupt as well: half of what is remembered may be new
-            self._memories.pop(scope, None)
-            raise
-        memory.seen = {key: np.array(values) for key, values in observation.items()}
-        return hidden
-
-    def program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function, compiled if this is wanted; see `Programs`."""
-        return self._programs.get(key, function, capture=False) if self.compiled else function
+        self.use_original()
 
     def _use(self, trunk: nn.Module, head: nn.Module) -> None:
         """Run by these modules; positions are embedded row by row where the trunk embeds any."""
-        self.head = head
         if self._placed is trunk:
             return
-        self._placed, self._trunk, self._positions = trunk, trunk, None
+        self._placed, self._positions = trunk, None
+        super()._use(trunk, head)
         children = children_of(trunk)
         layer = children.get("embed_positions")
         if layer is not None:  # otherwise it knows distances alone
             self._positions = RowPositions(layer, self._longest)
             self._trunk = with_children(trunk, {**children, "embed_positions": self._positions})
 
-    def _next(self, memory: RowMemory, observation: Observation) -> th.Tensor:
+    def _next(self, cache: RowMemory, observation: Observation) -> th.Tensor:
+        hidden = self._hidden(cache, observation)
+        cache.steps += 1
+        cache.seen = {key: np.array(values) for key, values in observation.items()}
+        return hidden
+
+    def _hidden(self, memory: RowMemory, observation: Observation) -> th.Tensor:
         goes_on = memory.goes_on(observation)
         memory.advance()
         new = np.flatnonzero(~goes_on)
@@ -297,29 +243,19 @@ class Seq2SeqDecoder:
     def _device(self) -> th.device:
         return self._halves[0].device
 
-    def _look_closely(self) -> None:
-        """Drop what is remembered if weights have changed in a way that their version misses."""
-        if self._weights_version.missed_a_change():
-            self.clear()
+    def _fits(self, cache: RowMemory, observation: Observation) -> bool:
+        rows, budget = observation["response"].shape
+        return (cache.rows, cache.longest) == (rows, len(self._prefix) + budget)
 
-    def _memory(self, observation: Observation, scope: Scope) -> RowMemory:
-        """Return the memory at hand, or a new one if it is of other rows, budgets or weights."""
+    def _make_cache(self, version: object, observation: Observation, scope: Scope) -> RowMemory:
         rows, budget = observation["response"].shape
         longest = len(self._prefix) + budget
         if longest > self._longest:  # than in training
             self._longest, self._placed = longest, None
             self._programs.clear()
-        version = self._weights_version()
-        memory = self._memories.get(scope)
-        if memory is not None and memory.weights != version:
-            self.clear()
-            memory = None
-        if memory is None or (memory.rows, memory.longest) != (rows, longest):
-            start = longest - 1  # what the first rows have said already comes before
-            starts, sources = np.full(rows, start), np.zeros(rows, dtype=np.int64)
-            memory = RowMemory(version, rows, longest, start, starts, sources)
-            self._memories[scope] = memory
-        return memory
+        start = longest - 1  # what the first rows have said already comes before
+        starts, sources = np.full(rows, start), np.zeros(rows, dtype=np.int64)
+        return RowMemory(version, rows, longest, start, starts, sources)
 
 
 def _left_padded(
