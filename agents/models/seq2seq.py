@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,22 +14,28 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 
-from agents.decoding.layer_masks import window_of
 from agents.decoding.prefix_cache import PREFILL_TOKENS
 from agents.decoding.seq2seq import Seq2SeqDecoder
 from agents.decoding.tokens import Observation, Scope, chunks
 from agents.models.backbone import Capabilities
 from agents.models.hugging_face import HuggingFaceBackbone
 from agents.models.layout import Seq2SeqLayout, SequenceBatch
-from agents.models.loading import ModelSpec, longest_sequence, rows_of
+from agents.models.loading import ModelSpec
 from agents.models.lora import AdapterSpec
 from agents.models.output import WholeHead
 from agents.models.probes import NO_STEPS, kind_of, realistic_weights, two_tokens, why_not
+from agents.models.seq2seq_config import (
+    HALVES,
+    capacity_of,
+    check_sizes,
+    longest_of,
+    prefix_of,
+    tell_of_settings,
+    tokens_of,
+)
 
-HALVES = ("encoder", "decoder")
 # Why models cannot go on from keys and values, or None, by their kind, once they were tried.
 _TRIED: dict[Hashable, str | None] = {}
 
@@ -80,17 +86,17 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         init_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, adapter, init_kwargs)
-        self.prefix = _prefix(self.model)
+        self.prefix = prefix_of(self.model)
         self.layout, self.convention = Seq2SeqLayout(self.prefix), "encoder"
         own_pad = self.model.config.pad_token_id
         pads = {token for token in (pad_token_id, own_pad) if token is not None}
         self.never_said = tuple(sorted(pads - {eos_token_id}))
         self.max_response = max_response
         self.prefill_tokens = prefill_tokens
-        _check_sizes(self.model, vocab_size, max_prompt, max_response + len(self.prefix))
-        self._longest = {half: _longest(self.model, half)[0] for half in HALVES}
-        _tell_of_settings(self.model)
-        self.readable = _tokens_of(self.model.get_encoder())
+        check_sizes(self.model, vocab_size, max_prompt, max_response + len(self.prefix))
+        self._longest = {half: longest_of(self.model, half)[0] for half in HALVES}
+        tell_of_settings(self.model)
+        self.readable = tokens_of(self.model.get_encoder())
         decoder = cast("nn.Module", self.model.get_decoder())
         self._reads_positions = "position_ids" in inspect.signature(decoder.forward).parameters
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
@@ -101,7 +107,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
                 self._refuse()
                 _TRIED[kind] = self._why_no_cache()
         reason = _TRIED[kind]
-        capacity = _capacity(self.model)
+        capacity = capacity_of(self.model)
         if capacity < max_response + len(self.prefix):
             reason = reason or (
                 f"its experts read {capacity} tokens of a row, and others in what is read at once"
@@ -223,7 +229,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         if not self.decodes:
             with th.no_grad():
                 return self.last_hidden(observation)
-        return self.decoder.next_hidden(observation, scope).clone()
+        return self.decoder.next_hidden(observation, scope)
 
     @property
     def decoder(self) -> Seq2SeqDecoder:
@@ -336,110 +342,3 @@ def _why_no_programs(caches: str | None, capacity: float) -> str | None:
     if caches is not None:
         return NO_STEPS
     return None if capacity == math.inf else "what its experts read depends on the tokens"
-
-
-def _prefix(model: PreTrainedModel) -> Sequence[int]:
-    """Return what a decoder reads before a response."""
-    settings = [getattr(model, "generation_config", None), model.config]
-
-    def setting(name: str) -> int | None:
-        values = (getattr(source, name, None) for source in settings)
-        return next((int(value) for value in values if value is not None), None)
-
-    start, forced = setting("decoder_start_token_id"), setting("forced_bos_token_id")
-    if start is None:
-        raise ValueError(
-            f"{type(model).__name__} has no decoder_start_token_id, so that nobody knows what its "
-            "decoder reads first: set it in the model's config (T5: the padding token, BART: EOS)."
-        )
-    prefix = (start,) if forced is None else (start, forced)
-    known = rows_of(model)
-    if max(prefix) >= known:
-        raise ValueError(
-            f"{type(model).__name__} has {known} tokens, but its decoder would read {max(prefix)} "
-            "first: set decoder_start_token_id and forced_bos_token_id in the model's config."
-        )
-    # A saved agent keeps the config alone, from which its model is made again.
-    model.config.decoder_start_token_id, model.config.forced_bos_token_id = start, forced
-    return prefix
-
-
-# Settings of `generate` that change which token comes next, and what they are when they do nothing.
-SETTINGS = {
-    "forced_eos_token_id": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "repetition_penalty": (None, 1.0),
-    "length_penalty": (None, 1.0),
-    "num_beams": (None, 1),
-}
-
-
-def _tell_of_settings(model: PreTrainedModel) -> None:
-    """Warn of settings that its authors generate with, and that are none of the policy's."""
-    settings = getattr(model, "generation_config", None)
-    found = {
-        name: value
-        for name, nothing in SETTINGS.items()
-        if (value := getattr(settings, name, None)) not in nothing
-    }
-    if found.get("forced_eos_token_id") == getattr(settings, "eos_token_id", None):
-        found.pop("forced_eos_token_id", None)  # The budget ends a turn without it.
-    if found:
-        said = ", ".join(f"{name}={value}" for name, value in found.items())
-        warnings.warn(
-            f"{type(model).__name__} is meant to generate with {said}. The policy samples without: "
-            "what is sampled is what is scored.",
-            stacklevel=3,
-        )
-
-
-def _check_sizes(
-    model: PreTrainedModel, vocab_size: int, max_prompt: int, max_response: int
-) -> None:
-    """Raise a ValueError if a model has too few positions, or reads fewer tokens than there are."""
-    for what, half, most in (
-        ("Prompts", "encoder", max_prompt),
-        ("Responses, with what the decoder reads first,", "decoder", max_response),
-    ):
-        longest, reason = _longest(model, half)
-        if most > longest:
-            raise ValueError(
-                f"{what} may have {most} tokens, but {reason}: lower max_prompt_tokens or "
-                "max_new_tokens."
-            )
-    # Of two vocabularies the tokenizer counts the larger one.
-    known = max(_tokens_of(half) for half in (model.get_encoder(), model.get_decoder()))
-    if known < vocab_size:
-        raise ValueError(
-            f"The tokenizer has {vocab_size} tokens but the model reads only {known}: use the "
-            "model's own tokenizer (gym.make(..., tokenizer=...)), or resize the model "
-            "(model.resize_token_embeddings)."
-        )
-
-
-def _longest(model: PreTrainedModel, half: str) -> tuple[float, str]:
-    """Return how many tokens a half of a model can read, and what they are limited by."""
-    part = cast("Any", model.get_encoder() if half == "encoder" else model.get_decoder())
-    longest, reason = longest_sequence(part.config.get_text_config(decoder=half == "decoder"))
-    window = window_of(part.config)
-    if window is not None and window < longest:
-        return window, (
-            f"the model attends to a sliding window of {window} tokens there, and encoder-decoders "
-            "are supported with full attention only"
-        )
-    return longest, reason
-
-
-def _tokens_of(half: Any) -> int:
-    """Return how many tokens an encoder or decoder has embeddings of."""
-    return int(half.get_input_embeddings().weight.shape[0])
-
-
-def _capacity(model: PreTrainedModel) -> float | int:
-    """Return how many tokens of a row experts read: of what is read at once, the first ones."""
-    if model.config.model_type != "switch_transformers":
-        return math.inf
-    return int(model.config.expert_capacity)

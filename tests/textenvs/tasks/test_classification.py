@@ -108,7 +108,7 @@ def test_a_negated_aspect_uses_the_opposite_word() -> None:
 
 def test_the_examples_are_distinct_and_balanced() -> None:
     examples = all_examples()
-    assert len({example.prompt for example in examples}) == len(examples) == 4000
+    assert len({example.prompt for example in examples}) == len(examples) == 8000
     assert Counter(example.data["label"] for example in examples) == {
         "negative": 2000,
         "positive": 2000,

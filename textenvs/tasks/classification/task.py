@@ -16,7 +16,7 @@ from textenvs.data.splits import split_examples
 from textenvs.task import Example, Task, Transcript, Turn
 from textenvs.tasks.classification.reviews import sample_review
 
-NUM_REVIEWS = 4000
+NUM_REVIEWS = 8000
 DEMONSTRATION_ACCURACY = 0.9
 # If so many of a dataset's labels are the task's own, the others are mistakes.
 OWN_SHARE = 0.9
@@ -50,7 +50,7 @@ class TextClassification(Task):
     The response is the label.
 
     ## Data
-    4,000 distinct reviews, half of them positive. A user's dataset has the columns `text` and
+    8,000 distinct reviews, half of them positive. A user's dataset has the columns `text` and
     `label`; a label is one of the choices or its index. Without given choices they are taken from
     the data where these have other labels than "negative" and "positive": the different labels of
     all its splits, in alphabetical order, or the class names that a `datasets.Dataset` knows.
