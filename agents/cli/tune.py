@@ -25,8 +25,9 @@ class Tune(SeveralRuns):
 
     trials: int = 30
     """How many, those that are there already included."""
-    seeds: int = 1
-    """How many runs of each trial, with the seeds from --seed on; the mean counts."""
+    seeds: int = 3
+    """How many runs of each trial, with the seeds from --seed on; the mean counts. With one the
+    best may be what was lucky."""
     max_fall: float = MAX_FALL
     """How far what is observed and not paid for, such as well_formed, may fall in a trial that is
     to be the best. inf: as far as it likes."""

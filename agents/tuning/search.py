@@ -45,14 +45,14 @@ class Search:
     Args:
         spec: What all trials have in common.
         folder: Where study and runs are.
-        seeds: How many runs there are of each trial.
+        seeds: How many runs there are of each trial. With one the best may be what was lucky.
         max_fall: How far each observed measure may be below where training began. Infinity: it does
             not matter.
     """
 
     spec: RunSpec
     folder: Path
-    seeds: int = 1
+    seeds: int = 3
     max_fall: float = MAX_FALL
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ OWN: dict[str, Any] = {**SMALL, "eval_split": "validation", "algo": "a2c"}
 
 
 def search(folder: Path, **options: Any) -> Search:
-    return Search(RunSpec(TASK, **{**OWN, **options}), folder)
+    return Search(RunSpec(TASK, **{**OWN, **options}), folder, seeds=1)
 
 
 def test_every_option_that_is_searched_is_one_of_its_algorithm() -> None:
@@ -138,8 +138,8 @@ def test_a_trial_that_is_below_the_median_is_given_up(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [f"--{n.replace('_', '-')}={v}" for n, v in {**SMALL, "algo": "a2c"}.items()]
-    command = ["tune", TASK, *options, "--workers", "0", "--trials", "2", "--out"]
-    main([*command, str(tmp_path)])
+    command = ["tune", TASK, *options, "--workers", "0", "--trials", "2", "--seeds", "1"]
+    main([*command, "--out", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "trial 1: complete" in shown and f"textenvs train --config {tmp_path / BEST}" in shown
     assert (tmp_path / HISTORY).stat().st_size > 10_000 and (tmp_path / STUDY).is_file()
