@@ -32,12 +32,12 @@ SETTINGS = {
     "Translation-v0": RunSpec("Translation-v0", warm_start=2, timesteps=98_304, kl_coef=0.01),
     "TextClassification-v0": RunSpec(
         "TextClassification-v0",
-        warm_start=4,
-        timesteps=24_576,
+        warm_start=8,
+        warm_start_learning_rate=1e-3,
+        warm_start_batch_size=64,
+        timesteps=12_288,
         n_steps=8,
         batch_size=128,
-        learning_rate=1e-3,
-        kl_coef=0.01,
     ),
 }
 

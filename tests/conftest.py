@@ -96,7 +96,8 @@ def no_collection_with_each_training() -> Iterator[None]:
     from accelerate.utils import memory
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "clear_device_cache", lambda garbage_collection=False: None)
+        clear = memory.clear_device_cache
+        patch.setattr(memory, "clear_device_cache", lambda garbage_collection=False: clear())
         yield
 
 

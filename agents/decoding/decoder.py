@@ -1,8 +1,4 @@
-"""Runs a model for rollouts: by prefix caches, and by a decode model with prepacked weights.
-
-The decode model shares everything with the model but its linear layers, of which it has copies
-(see `agents.decoding.prepacked`). It computes what the model computes, up to rounding.
-"""
+"""Runs a causal model for rollouts by prefix caches: a token of each row a step."""
 
 from __future__ import annotations
 
@@ -72,7 +68,7 @@ class Decoder(StepDecoder[PrefixCache]):
     def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
         """Go on with these of the rollout's rows, in this order, at the cost of a step each."""
         if self.compiled:  # programs were captured with the memory of all rows
-            self.caches.pop("rollout", None)
+            self.memories.pop("rollout", None)
         else:
             super().keep_rows(rows)
 
@@ -118,13 +114,13 @@ class Decoder(StepDecoder[PrefixCache]):
         """Whether programs are captured as graphs."""
         return self.compiled and self._model.device.type == "cuda"
 
-    def _next(self, cache: PrefixCache, observation: Observation) -> th.Tensor:
-        return cache.last_hidden(self.trunk, observation, self._model.device)
+    def _next(self, memory: PrefixCache, observation: Observation) -> th.Tensor:
+        return memory.last_hidden(self.trunk, observation, self._model.device)
 
-    def _fits(self, cache: PrefixCache, observation: Observation) -> bool:
-        return cache.rows == len(observation["prompt"])
+    def _fits(self, memory: PrefixCache, observation: Observation) -> bool:
+        return memory.rows == len(observation["prompt"])
 
-    def _make_cache(self, version: object, observation: Observation, scope: Scope) -> PrefixCache:
+    def _remember(self, version: object, observation: Observation, scope: Scope) -> PrefixCache:
         rows = len(observation["prompt"])
         if self.compiled:  # programs go on with the memory that they were captured with
             key_values = self._key_values.setdefault((rows, scope), KeyValues())

@@ -118,20 +118,20 @@ class Seq2SeqDecoder(StepDecoder[RowMemory]):
 
     def _use(self, trunk: nn.Module, head: nn.Module) -> None:
         """Run by these modules; positions are embedded row by row where the trunk embeds any."""
+        self._head = head
         if self._placed is trunk:
             return
-        self._placed, self._positions = trunk, None
-        super()._use(trunk, head)
+        self._placed, self._trunk, self._positions = trunk, trunk, None
         children = children_of(trunk)
         layer = children.get("embed_positions")
         if layer is not None:  # otherwise it knows distances alone
             self._positions = RowPositions(layer, self._longest)
             self._trunk = with_children(trunk, {**children, "embed_positions": self._positions})
 
-    def _next(self, cache: RowMemory, observation: Observation) -> th.Tensor:
-        hidden = self._hidden(cache, observation)
-        cache.steps += 1
-        cache.seen = {key: np.array(values) for key, values in observation.items()}
+    def _next(self, memory: RowMemory, observation: Observation) -> th.Tensor:
+        hidden = self._hidden(memory, observation)
+        memory.steps += 1
+        memory.seen = {key: np.array(values) for key, values in observation.items()}
         return hidden
 
     def _hidden(self, memory: RowMemory, observation: Observation) -> th.Tensor:
@@ -243,11 +243,11 @@ class Seq2SeqDecoder(StepDecoder[RowMemory]):
     def _device(self) -> th.device:
         return self._halves[0].device
 
-    def _fits(self, cache: RowMemory, observation: Observation) -> bool:
+    def _fits(self, memory: RowMemory, observation: Observation) -> bool:
         rows, budget = observation["response"].shape
-        return (cache.rows, cache.longest) == (rows, len(self._prefix) + budget)
+        return (memory.rows, memory.longest) == (rows, len(self._prefix) + budget)
 
-    def _make_cache(self, version: object, observation: Observation, scope: Scope) -> RowMemory:
+    def _remember(self, version: object, observation: Observation, scope: Scope) -> RowMemory:
         rows, budget = observation["response"].shape
         longest = len(self._prefix) + budget
         if longest > self._longest:  # than in training

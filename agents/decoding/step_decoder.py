@@ -1,4 +1,8 @@
-"""What runs models for rollouts has in common: what is remembered, of which weights, by what."""
+"""What the decoders of all models share: what is remembered, of which weights, what computes it.
+
+Copies of the weights (`agents.decoding.copies`) share everything with the model but its linear
+layers. They compute what the model does, up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +35,10 @@ class Remembered(Protocol):
         ...
 
 
-Cache = TypeVar("Cache", bound=Remembered)
+Memory = TypeVar("Memory", bound=Remembered)
 
 
-class StepDecoder(ABC, Generic[Cache]):
+class StepDecoder(ABC, Generic[Memory]):
     """Runs a model for rollouts and predictions, and notices when its weights have changed.
 
     Long rollouts are run by copies of the weights, which multiply faster, up to rounding.
@@ -46,23 +50,23 @@ class StepDecoder(ABC, Generic[Cache]):
         compiled: Whether `torch.compile` makes programs of steps.
 
     Attributes:
-        caches: What is remembered in each scope.
+        memories: What is remembered in each scope.
         compiled: See above.
         copies: Trunk and head by copies of their weights.
-        prepacked: Whether it is these that run.
+        prepacked: Whether the last step was run by these, and they are still at hand.
     """
 
     def __init__(
         self, model: PreTrainedModel, own: Modules, autocast: th.dtype | None, compiled: bool
     ) -> None:
-        self.caches: dict[Scope, Cache] = {}
+        self.memories: dict[Scope, Memory] = {}
         self.compiled = compiled
         self.prepacked = False
         self._autocast = autocast
         self._programs = Programs()
         self.copies = Copies(model, own, autocast, self._programs.clear)
         self._own = own
-        self._trunk, self._head = own
+        self._trunk, self._head = own  # where more is made of them, `use_original` follows
         self._steps = 0  # that a rollout will have, as far as is known
         self._weights_version = WeightsVersion(model)
 
@@ -80,7 +84,8 @@ class StepDecoder(ABC, Generic[Cache]):
         """Return the hidden state at each row's last token, (n, hidden), without gradients.
 
         What is remembered of the last call's rows is used and renewed. It is dropped when the
-        weights or the number of rows have changed, and after an exception.
+        weights, the number of rows or (of an encoder-decoder) the budget have changed, and after an
+        exception.
 
         Args:
             observation: `prompt`, `prompt_length`, `response`, `response_length`, on the host.
@@ -88,31 +93,31 @@ class StepDecoder(ABC, Generic[Cache]):
         """
         if scope == "predict" and not observation["response_length"].any():
             self._look_closely()
-        cache = self._cache(observation, scope)
-        steps = max(cache.steps, self._steps if scope == "rollout" else 0)
+        memory = self._memory(observation, scope)
+        steps = max(memory.steps, self._steps if scope == "rollout" else 0)
         try:
             with th.inference_mode(not self.compiled), th.no_grad():
                 if self.compiled or steps >= PREPACK_AFTER:
-                    self.prepack(cache.weights)
+                    self.prepack(memory.weights)
                 else:
                     self.use_original()
-                hidden = self._next(cache, observation)
+                hidden = self._next(memory, observation)
         except BaseException:  # an interrupt as well: half of what is remembered may be new
-            self.caches.pop(scope, None)
+            self.memories.pop(scope, None)
             raise
         return hidden.clone()  # an ordinary tensor
 
     def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
         """Go on with these of the rollout's rows, in this order, at the cost of a step each."""
-        cache = self.caches.pop("rollout", None)  # an exception would leave it half as it was
-        if cache is not None:
+        memory = self.memories.pop("rollout", None)  # an exception would leave it half as it was
+        if memory is not None:
             with th.inference_mode(not self.compiled), th.no_grad():
-                cache.keep_rows(rows)
-            self.caches["rollout"] = cache
+                memory.keep_rows(rows)
+            self.memories["rollout"] = memory
 
     def clear(self) -> None:
         """Let all memory go but that of programs, which renew their copies of the weights."""
-        self.caches.clear()
+        self.memories.clear()
         self.prepacked = False
         self.copies.let_go(memory=not self.compiled)
         if not self.compiled:
@@ -146,15 +151,15 @@ class StepDecoder(ABC, Generic[Cache]):
         return False
 
     @abstractmethod
-    def _next(self, cache: Cache, observation: Observation) -> th.Tensor:
+    def _next(self, memory: Memory, observation: Observation) -> th.Tensor:
         """Return the hidden states (n, hidden), and renew what is remembered."""
 
     @abstractmethod
-    def _fits(self, cache: Cache, observation: Observation) -> bool:
+    def _fits(self, memory: Memory, observation: Observation) -> bool:
         """Return whether what is remembered can be of such rows."""
 
     @abstractmethod
-    def _make_cache(self, version: object, observation: Observation, scope: Scope) -> Cache:
+    def _remember(self, version: object, observation: Observation, scope: Scope) -> Memory:
         """Return what remembers such rows, computed by this version of the weights."""
 
     def _use(self, trunk: nn.Module, head: nn.Module) -> None:
@@ -166,14 +171,14 @@ class StepDecoder(ABC, Generic[Cache]):
         if self._weights_version.missed_a_change():
             self.clear()
 
-    def _cache(self, observation: Observation, scope: Scope) -> Cache:
+    def _memory(self, observation: Observation, scope: Scope) -> Memory:
         """Return what is remembered, or a new memory if it is of other rows or weights."""
         version = self._weights_version()
-        cache = self.caches.get(scope)
-        if cache is not None and cache.weights != version:
+        memory = self.memories.get(scope)
+        if memory is not None and memory.weights != version:
             self.clear()
-        elif cache is not None and self._fits(cache, observation):
-            return cache
-        del cache
-        self.caches.pop(scope, None)  # its memory first
-        return self.caches.setdefault(scope, self._make_cache(version, observation, scope))
+        elif memory is not None and self._fits(memory, observation):
+            return memory
+        del memory
+        self.memories.pop(scope, None)  # its memory first
+        return self.memories.setdefault(scope, self._remember(version, observation, scope))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,35 +19,11 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from agents.compat import has_own_code, is_quantised, kept_in_float32
+from agents.decoding.step_decoder import StepDecoder
 from agents.models.backbone import Backbone
 from agents.models.checkpointing import checkpoint_layers, recomputing
 from agents.models.loading import ModelSpec, freeze_positions, load_model
 from agents.models.lora import Adapter, AdapterSpec, adapter_folder
-
-
-class RolloutDecoder(Protocol):
-    """What runs a model for rollouts, and remembers."""
-
-    @property
-    def head(self) -> Callable[[th.Tensor], Any]:
-        """What makes logits of hidden states."""
-        ...
-
-    def program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function, compiled if this is wanted."""
-        ...
-
-    def start_rollout(self, steps: int) -> None:
-        """Drop what is remembered, and prepare for a rollout of so many steps."""
-        ...
-
-    def keep_rows(self, rows: npt.NDArray[np.intp]) -> None:
-        """Go on with these of the rollout's rows, in this order."""
-        ...
-
-    def clear(self) -> None:
-        """Let the memory go."""
-        ...
 
 
 class HuggingFaceBackbone(Backbone):
@@ -100,7 +76,7 @@ class HuggingFaceBackbone(Backbone):
         # What is tried is the model in float32.
         self.autocast: th.dtype | None = None
         self._checkpointed: list[nn.Module] = []
-        self._decoder: RolloutDecoder | None = None
+        self._decoder: StepDecoder[Any] | None = None
         self.compiled = False
 
     def finish(
@@ -135,12 +111,12 @@ class HuggingFaceBackbone(Backbone):
 
     @property
     @abstractmethod
-    def decoder(self) -> RolloutDecoder:
+    def decoder(self) -> StepDecoder[Any]:
         """What rollouts run the model by; it is kept as `_decoder`."""
 
     def next_logits(self, hidden: th.Tensor) -> th.Tensor:
         """Return the logits of hidden states, by what rollouts run the head by."""
-        return cast("th.Tensor", self.decoder.head(hidden)) if self.decodes else self.logits(hidden)
+        return self.decoder.head(hidden) if self.decodes else self.logits(hidden)
 
     def program(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of hidden states as rollouts run it, compiled if that is wanted."""

@@ -28,12 +28,12 @@ from agents.models.output import WholeHead
 from agents.models.probes import NO_STEPS, kind_of, realistic_weights, two_tokens, why_not
 from agents.models.seq2seq_config import (
     HALVES,
-    capacity_of,
     check_sizes,
-    longest_of,
+    expert_capacity,
+    limit_of,
     prefix_of,
-    tell_of_settings,
-    tokens_of,
+    readable_tokens,
+    warn_of_settings,
 )
 
 # Why models cannot go on from keys and values, or None, by their kind, once they were tried.
@@ -94,9 +94,9 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
         self.max_response = max_response
         self.prefill_tokens = prefill_tokens
         check_sizes(self.model, vocab_size, max_prompt, max_response + len(self.prefix))
-        self._longest = {half: longest_of(self.model, half)[0] for half in HALVES}
-        tell_of_settings(self.model)
-        self.readable = tokens_of(self.model.get_encoder())
+        self._longest = {half: limit_of(self.model, half)[0] for half in HALVES}
+        warn_of_settings(self.model)
+        self.readable = readable_tokens(self.model.get_encoder())
         decoder = cast("nn.Module", self.model.get_decoder())
         self._reads_positions = "position_ids" in inspect.signature(decoder.forward).parameters
         self.num_logits = int(cast("Any", self.model.get_output_embeddings()).weight.shape[0])
@@ -107,7 +107,7 @@ class Seq2SeqBackbone(HuggingFaceBackbone):
                 self._refuse()
                 _TRIED[kind] = self._why_no_cache()
         reason = _TRIED[kind]
-        capacity = capacity_of(self.model)
+        capacity = expert_capacity(self.model)
         if capacity < max_response + len(self.prefix):
             reason = reason or (
                 f"its experts read {capacity} tokens of a row, and others in what is read at once"

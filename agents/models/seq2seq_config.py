@@ -1,4 +1,4 @@
-"""What an encoder-decoder's config says: what is read first, how much, and how to generate."""
+"""What an encoder-decoder says of itself: what is read first, how much, how to generate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def prefix_of(model: PreTrainedModel) -> Sequence[int]:
-    """Return what a decoder reads before a response."""
+    """Return what a decoder reads before a response, and write it into the model's config."""
     settings = [getattr(model, "generation_config", None), model.config]
 
     def setting(name: str) -> int | None:
@@ -52,7 +52,7 @@ def prefix_of(model: PreTrainedModel) -> Sequence[int]:
     return prefix
 
 
-def tell_of_settings(model: PreTrainedModel) -> None:
+def warn_of_settings(model: PreTrainedModel) -> None:
     """Warn of settings that its authors generate with, and that are none of the policy's."""
     settings = getattr(model, "generation_config", None)
     found = {
@@ -79,14 +79,14 @@ def check_sizes(
         ("Prompts", "encoder", max_prompt),
         ("Responses, with what the decoder reads first,", "decoder", max_response),
     ):
-        longest, reason = longest_of(model, half)
+        longest, reason = limit_of(model, half)
         if most > longest:
             raise ValueError(
                 f"{what} may have {most} tokens, but {reason}: lower max_prompt_tokens or "
                 "max_new_tokens."
             )
     # Of two vocabularies the tokenizer counts the larger one.
-    known = max(tokens_of(half) for half in (model.get_encoder(), model.get_decoder()))
+    known = max(readable_tokens(half) for half in (model.get_encoder(), model.get_decoder()))
     if known < vocab_size:
         raise ValueError(
             f"The tokenizer has {vocab_size} tokens but the model reads only {known}: use the "
@@ -95,7 +95,7 @@ def check_sizes(
         )
 
 
-def longest_of(model: PreTrainedModel, half: str) -> tuple[float, str]:
+def limit_of(model: PreTrainedModel, half: str) -> tuple[float, str]:
     """Return how many tokens a half of a model can read, and what they are limited by."""
     part = cast("Any", model.get_encoder() if half == "encoder" else model.get_decoder())
     longest, reason = longest_sequence(part.config.get_text_config(decoder=half == "decoder"))
@@ -108,12 +108,12 @@ def longest_of(model: PreTrainedModel, half: str) -> tuple[float, str]:
     return longest, reason
 
 
-def tokens_of(half: Any) -> int:
+def readable_tokens(half: Any) -> int:
     """Return how many tokens an encoder or decoder has embeddings of."""
     return int(half.get_input_embeddings().weight.shape[0])
 
 
-def capacity_of(model: PreTrainedModel) -> float | int:
+def expert_capacity(model: PreTrainedModel) -> float | int:
     """Return how many tokens of a row experts read: of what is read at once, the first ones."""
     if model.config.model_type != "switch_transformers":
         return math.inf

@@ -144,7 +144,7 @@ def test_stale_memo_would_show() -> None:
     kept: list[Any] = []
 
     def careless(observation: Any, scope: Any) -> Any:
-        caches = backbone.decoder.caches
+        caches = backbone.decoder.memories
         if kept:
             kept[0].weights = WeightsVersion(backbone.model)()
             caches["rollout"] = kept[0]

@@ -83,7 +83,7 @@ def test_rows_that_are_kept_go_on_at_the_cost_of_a_step(
     responses: Rows = [[20], [21, 22], [23]]
     backbone.next_hidden(Versioned(observed(prompts, responses), [1, 2, 3]))
     backbone.keep_rows(np.array(keep, dtype=np.intp))
-    kept = backbone.decoder.caches["rollout"].key_values
+    kept = backbone.decoder.memories["rollout"].key_values
     assert {len(tensor) for tensor in (*kept.keys.values(), *kept.values.values())} == {len(keep)}
     counter = Counter(backbone)
     for token in (30, 31, 32) if keep else ():
@@ -115,7 +115,7 @@ def test_cleared_caches_let_their_memory_go(backbone: CausalBackbone) -> None:
     scopes: tuple[Scope, ...] = ("rollout", "predict")
     for scope in scopes:
         backbone.next_hidden(ragged([[1, 2, 3], [4]]), scope)
-        kept = backbone.decoder.caches[scope].key_values
+        kept = backbone.decoder.memories[scope].key_values
         held += [weakref.ref(tensor) for tensor in (*kept.keys.values(), *kept.values.values())]
         del kept
     assert all(reference() is not None for reference in held)

@@ -62,7 +62,7 @@ def test_memory_does_not_grow_with_the_number_of_prompts() -> None:
     rows = [tokens(rng, 120) for _ in range(16)]
     with LargestTensor() as tensors, th.no_grad():
         backbone.next_hidden(ragged(rows))
-    (kept,) = {t.numel() for t in backbone.decoder.caches["rollout"].key_values.keys.values()}
+    (kept,) = {t.numel() for t in backbone.decoder.memories["rollout"].key_values.keys.values()}
     assert kept <= tensors.elements <= 2 * kept  # repeated where two queries share a key
     wide = backbone.model.config.intermediate_size
     with LargestTensor() as tensors, th.no_grad():

@@ -183,9 +183,9 @@ def test_predictions_notice_a_single_number_that_was_changed_through_data(
     rows = ragged([[1, 2, 3, 4, 5], [6, 7]])
     embeddings = next(name for name, _ in backbone.named_parameters())
     stale = backbone.next_hidden(rows, "predict")
-    rollout = backbone.next_hidden(rows), backbone.decoder.caches["rollout"]
+    rollout = backbone.next_hidden(rows), backbone.decoder.memories["rollout"]
     backbone.next_hidden(rows, "predict")
-    assert backbone.decoder.caches["rollout"] is rollout[1]  # nothing has changed
+    assert backbone.decoder.memories["rollout"] is rollout[1]  # nothing has changed
     backbone.get_parameter(embeddings).data[2, 5] += 3.0
     fresh = backbone.next_hidden(rows, "predict")
     assert (fresh - stale).abs().max() > 1e-3
@@ -213,12 +213,12 @@ def test_nothing_is_remembered_after_an_exception(
             backbone.next_hidden(ragged(others), scope)
         hook.remove()
     elif scope == "rollout":
-        cache = backbone.decoder.caches["rollout"]
+        cache = backbone.decoder.memories["rollout"]
         values = cache.key_values.values
         monkeypatch.setattr(cache.key_values, "values", {0: values[0], 1: None})
         with pytest.raises(AttributeError):
             backbone.keep_rows(np.array([1, 0]))
-        assert "rollout" not in backbone.decoder.caches
+        assert "rollout" not in backbone.decoder.memories
         longer = longer[1::-1]
     answer = backbone.next_hidden(ragged(longer), scope)
     assert (answer - backbone.last_hidden(ragged(longer))).abs().max() <= 1e-5
@@ -327,4 +327,4 @@ def test_models_that_cannot_go_on_from_ragged_rows_compute_all_of_them(name: str
             check(backbone, rows)
             for row in rows:
                 row += tokens(rng, 1 + int(rng.integers(3)))
-    assert not backbone.decoder.caches
+    assert not backbone.decoder.memories

@@ -48,7 +48,7 @@ def test_hidden_states_are_those_of_separate_rows(name: str) -> None:
         seen = observations(said, rows)
         expected = model.last_hidden(seen)
         assert (model.next_hidden(seen) - expected).abs().max() < 2e-5
-        shared = model.decoder.caches["rollout"].shared
+        shared = model.decoder.memories["rollout"].shared
         assert shared is not None and shared.length == LEAST_KEYS + 2
         if said in (2, 5):  # some have ended, and the groups are no longer even
             left = rows[rows % 7 != said]
@@ -65,7 +65,7 @@ def test_rows_that_begin_anew_end_it() -> None:
             seen["prompt"][4] = 7
             seen["response_length"][4] = 0
         assert (model.next_hidden(seen) - model.last_hidden(seen)).abs().max() < 2e-5
-        cache = model.decoder.caches["rollout"]
+        cache = model.decoder.memories["rollout"]
         assert (cache.shared is None) == (said >= 2)
 
 
@@ -74,7 +74,7 @@ def test_rows_that_begin_anew_end_it() -> None:
 def test_where_few_rows_have_it_in_common_nothing_is_shared(rows: slice) -> None:
     model = backbone(gpt2())
     model.next_hidden(observations(0, rows))
-    assert model.decoder.caches["rollout"].shared is None
+    assert model.decoder.memories["rollout"].shared is None
 
 
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])

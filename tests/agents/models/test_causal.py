@@ -132,7 +132,7 @@ def test_autocast_computes_the_trunk_only_in_bfloat16(config: str, value_model: 
         backbone = model.policy.backbone
         kept: set[th.dtype] = set()
 
-        def look(_: Any, kept: Any = kept, caches: Any = backbone.decoder.caches) -> None:
+        def look(_: Any, kept: Any = kept, caches: Any = backbone.decoder.memories) -> None:
             kept.update(keys.dtype for keys in caches["rollout"].key_values.keys.values())
 
         collect(model, look)

@@ -17,8 +17,10 @@ from transformers import (
     T5Config,
 )
 
-from agents.decoding import seq2seq
+from agents.decoding import copies, seq2seq
+from agents.decoding.copies import PREPACK_AFTER
 from agents.decoding.prepacked import CastProduct, DecodeModel
+from agents.decoding.tokens import Scope
 from agents.models.layout import Seq2SeqLayout, Turn
 from agents.models.probes import realistic_weights
 from agents.models.seq2seq import Seq2SeqBackbone
@@ -105,6 +107,49 @@ def test_cached_is_uncached(family: str) -> None:
             if step == 30:  # as where a rollout begins in the middle of responses
                 model.start_rollout(10)
             episodes.step()
+
+
+@pytest.mark.parametrize("family", ["T5 1.0", "BART"])
+def test_long_rollouts_are_run_by_copies_of_the_weights(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "fastest_product", lambda *_: CastProduct)
+    model = backbone(family)
+    episodes = Episodes(model)
+
+    def step(scope: Scope = "rollout") -> bool:
+        hidden = model.next_hidden(episodes.observation, scope)
+        close(hidden, model.last_hidden(episodes.observation))
+        close(model.next_logits(hidden), model.logits(hidden))
+        return model.decoder.prepacked
+
+    with th.no_grad(), realistic_weights(model.model):
+        assert [step() for _ in range(PREPACK_AFTER + 1)] == [False] * PREPACK_AFTER + [True]
+        assert model.decoder.copies.products
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+        model.start_rollout(PREPACK_AFTER)
+        assert [step(), step("predict"), step()] == [True, False, True]
+        model.clear_cache()
+        assert not model.decoder.prepacked and not model.decoder.copies.products
+
+
+def test_a_head_is_copied_with_the_weights_also_where_the_trunk_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a CPU that does not multiply bfloat16."""
+    product = {th.float32: CastProduct}
+    monkeypatch.setattr(copies, "fastest_product", lambda _, dtype: product.get(dtype))
+    model = backbone("BART", autocast=th.bfloat16)
+    model.model.float()
+    hidden = th.randn(3, model.hidden_size)
+    for budget in (RESPONSE, 2 * RESPONSE, 2 * RESPONSE):
+        model.start_rollout(PREPACK_AFTER)
+        model.next_hidden(Episodes(model, budget=budget).observation)
+        assert len(model.decoder.copies.products) == 1
+        close(model.next_logits(hidden), model.logits(hidden))
+        with th.no_grad():
+            model.model.get_output_embeddings().weight.mul_(1.5)
 
 
 def test_compiled_is_uncached(monkeypatch: pytest.MonkeyPatch) -> None:

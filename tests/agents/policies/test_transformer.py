@@ -52,7 +52,7 @@ def test_cached_rollout_is_the_uncached_one(config: str, env_id: str, determinis
             env, CONFIGS[config](), allowed_tokens=FEW, use_cache=use_cache, temperature=0.8
         )
         rollouts.append(roll_out(policy, env, 70, deterministic))
-        assert ("rollout" in policy.backbone.decoder.caches) == use_cache
+        assert ("rollout" in policy.backbone.decoder.memories) == use_cache
     cached, uncached = rollouts
     assert np.array_equal(cached.actions, uncached.actions)
     assert np.abs(cached.log_probs - uncached.log_probs).max() < 1e-5
