@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import stable_baselines3
+from stable_baselines3.common.utils import LinearSchedule
 
 from agents.algorithms.group_algorithm import GroupAlgorithm
 from agents.algorithms.reinforce import Reinforce
@@ -24,7 +25,10 @@ class ReMax(GroupAlgorithm, stable_baselines3.A2C):
     Args:
         policy: "TransformerPolicy", or a subclass.
         env: Environments made by `gym.make_vec`, without wrappers and `max_episode_steps`.
-        learning_rate: A number or a function of the remaining progress. 1e-3, linear to 0.
+        learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
+            a pretrained model. Where the policy is good already, the likeliest response earns more
+            than most others, so that nearly all of what is sampled is unlearned: 1e-3, which is
+            faster from a bad start, then does harm.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         kl_in: "advantage": the KL comes after the baseline, token by token. "loss": it is a loss of
             its own.
@@ -35,9 +39,10 @@ class ReMax(GroupAlgorithm, stable_baselines3.A2C):
     unused = ("n_steps", "gamma", "gae_lambda", "vf_coef", "use_sde", "sde_sample_freq")
     text_defaults: ClassVar[dict[str, Any]] = {
         **Reinforce.text_defaults,
+        "learning_rate": LinearSchedule(3e-4, 0.0, 1.0),
         "normalize_advantage": False,
     }
-    learning_rates: ClassVar[dict[ModelKind, float]] = Reinforce.learning_rates
+    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 3e-5}
     baseline: Baseline = "greedy"
     aggregation: Aggregation = "constant"
 
