@@ -38,7 +38,7 @@ class ExpertIteration(GroupAlgorithm, stable_baselines3.PPO):
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
             a pretrained model, 2e-3 for an adapter.
         batch_size: Tokens to a minibatch, about, as sequences stay whole. 1024.
-        n_epochs: Passes over what was kept. 2.
+        n_epochs: Passes over what was kept. 1.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         kl_coef: What a nat of KL to the reference model costs. 0: no reference model is kept.
         kl_in: "reward": the KL is part of what an episode earned. "loss": a loss of its own, over
@@ -53,7 +53,7 @@ class ExpertIteration(GroupAlgorithm, stable_baselines3.PPO):
     unused = (*GroupAlgorithm.unused, "clip_range")
     text_defaults: ClassVar[dict[str, Any]] = {
         **{k: v for k, v in GroupAlgorithm.text_defaults.items() if k not in OF_RATIOS},
-        "n_epochs": 2,
+        "n_epochs": 1,
     }
     baseline: Baseline = "group"
 
