@@ -21,9 +21,9 @@ class NLPO(PPO):
         env: A Gymnasium environment, its id, an SB3 `VecEnv`, or a Gymnasium vector environment.
         top_mask: The probability that the set has at least, in (0, 1]. 0.9.
         target_update_iterations: After so many rollouts the copy becomes what the policy is. It is
-            also what the policy is when `learn` is first called. 20, as published. Each time tokens
-            get in that the policy was not trained to choose among, so that more of what it says is
-            broken for a while.
+            also what the policy is when `learn` is first called. 20, as in most of what
+            was published. After a renewal tokens are possible that the policy was not trained to
+            choose among: on `TextGen-v0` more texts were broken right after it.
         **kwargs: As for `agents.PPO`.
 
     Raises:

@@ -26,9 +26,8 @@ class ReMax(GroupAlgorithm, stable_baselines3.A2C):
         policy: "TransformerPolicy", or a subclass.
         env: Environments made by `gym.make_vec`, without wrappers and `max_episode_steps`.
         learning_rate: A number or a function of the remaining progress. 3e-4, linear to 0; 3e-5 for
-            a pretrained model. Where the policy is good already, the likeliest response earns more
-            than most others, so that nearly all of what is sampled is unlearned: 1e-3, which is
-            faster from a bad start, then does harm.
+            a pretrained model, 1e-3 for an adapter. A new model learns faster with 1e-3 on some
+            tasks, and is ruined by it on others.
         episodes_per_slot: Whole episodes from each environment between updates. 1.
         kl_in: "advantage": the KL comes after the baseline, token by token. "loss": it is a loss of
             its own.
@@ -42,7 +41,7 @@ class ReMax(GroupAlgorithm, stable_baselines3.A2C):
         "learning_rate": LinearSchedule(3e-4, 0.0, 1.0),
         "normalize_advantage": False,
     }
-    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 3e-5}
+    learning_rates: ClassVar[dict[ModelKind, float]] = {"pretrained": 3e-5, "adapter": 1e-3}
     baseline: Baseline = "greedy"
     aggregation: Aggregation = "constant"
 

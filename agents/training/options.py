@@ -147,7 +147,7 @@ class RunOptions(DataOptions):
     """Of nlpo: sample only from the top-p set of a lagging copy of the policy; this is its p.
     Default: 0.9."""
     target_update_iterations: int | None = None
-    """Of nlpo: after so many rollouts the copy is renewed. Default: 4."""
+    """Of nlpo: after so many rollouts the copy is renewed. Default: 20."""
     ref_model: str | None = None
     """Whom the KL is to: a folder or hub id. Default: the model as it is after the warm start."""
     ent_coef: float = 0.0

@@ -57,7 +57,7 @@ SPACES: dict[str, dict[str, Among | Between]] = {
     "nlpo": {
         **_PPO,
         "top_mask": Among((0.8, 0.9, 0.95)),
-        "target_update_iterations": Among((4, 20, 100)),
+        "target_update_iterations": Among((2, 4, 8, 20)),
     },
     "a2c": _CRITIC,
     "reinforce": {**_NEAR, "n_steps": Among((32, 64, 128))},

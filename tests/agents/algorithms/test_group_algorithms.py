@@ -680,6 +680,15 @@ def test_what_bounds_ratios_is_not_for_imitation() -> None:
     assert (model.n_epochs, model.target_kl) == (1, None)
 
 
+@pytest.mark.parametrize(("options", "rate"), [({}, 3e-4), ({"peft_config": {"r": 2}}, 1e-3)])
+def test_remax_takes_shorter_steps(options: dict[str, Any], rate: float) -> None:
+    env = gym.make_vec("TextGen-v0", num_envs=2, max_new_tokens=4)
+    model = ReMax(
+        "TransformerPolicy", env, policy_kwargs={"model": llama(), **options}, device="cpu"
+    )
+    assert model.lr_schedule(1.0) == rate
+
+
 def test_none_is_the_default() -> None:
     assert make(episodes_per_slot=None).episodes_per_slot == 1
 
