@@ -122,7 +122,7 @@ def test_compiled_rollouts_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -
     compiled_by("eager", monkeypatch)
     actions = []
     for compile in (False, True):
-        compiled = agent("T5", cls=GRPO, policy={"compile": compile})
+        compiled = agent("BART", cls=GRPO, policy={"compile": compile})
         assert compiled.policy.backbone.compiled == compile
         compiled.learn(1)
         actions.append(compiled.rollout_buffer.actions)

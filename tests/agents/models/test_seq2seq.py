@@ -152,7 +152,10 @@ def test_a_head_is_copied_with_the_weights_also_where_the_trunk_is_not(
             model.model.get_output_embeddings().weight.mul_(1.5)
 
 
-def test_compiled_is_uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(  # distances, and positions
+    ("family", "layers"), [("T5 1.1", "num_decoder_layers"), ("Marian", "decoder_layers")]
+)
+def test_compiled_is_uncached(family: str, layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Likewise, without machine code; few programs, whatever the columns and the weights are."""
     traced: list[th.fx.GraphModule] = []
 
@@ -162,8 +165,8 @@ def test_compiled_is_uncached(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(seq2seq, "COLUMNS", 4)
     compiled_by(backend, monkeypatch)
-    config = FAMILIES["Marian"]()
-    config.decoder_layers = 1
+    config = FAMILIES[family]()
+    setattr(config, layers, 1)
     model = backbone(config, compiled=True)
     assert model.compiled and model.capabilities.compiles is None
     episodes = Episodes(model)
